@@ -1,0 +1,86 @@
+//! What an operator decides, as plain data that is valid once constructed.
+//!
+//! Knows nothing of options, variables or defaults of the command line: `proxy` turns those into
+//! this, once, at the edge.
+
+use crate::time::Duration;
+use alloc::string::String;
+
+/// How a backend is chosen among those that serve the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// The backend with the least work in hand.
+    #[default]
+    LeastLoad,
+    /// Each in turn.
+    RoundRobin,
+}
+
+/// What the [`Engine`](crate::engine::Engine) needs to know.
+#[derive(Clone, Debug, Default)]
+pub struct Config {
+    /// How a backend is chosen.
+    pub policy: Policy,
+    /// The model of requests that name none; `None`: the first model of the first upstream.
+    pub default_model: Option<String>,
+    /// How many upstreams the operator named. An [`upstream`](crate::fleet::BackendSpec::upstream)
+    /// number is below it.
+    pub upstreams: u16,
+    /// The budget of all request bodies held at once, in bytes.
+    pub body_memory: u64,
+}
+
+/// The limits of one [`Exchange`](crate::exchange::Exchange). The defaults are the documented ones.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// A request head and, separately, a trailer section, in bytes; more is 431.
+    pub head_bytes_max: usize,
+    /// Header lines of a request; more is 431.
+    pub headers_max: usize,
+    /// A request target, in bytes; more is 414.
+    pub target_bytes_max: usize,
+    /// The head of a backend's answer, in bytes; more is 502. vLLM puts a `metadata` header of
+    /// one entry per input on `encoding_format=bytes` answers, so this is large.
+    pub response_head_bytes_max: usize,
+    /// A request body, in bytes; more is 413.
+    pub body_bytes_max: u64,
+    /// How long a backend that owes bytes may send none; then 504. `None`: for ever.
+    pub http_timeout: Option<Duration>,
+    /// How long a client may take for a request head, from its first byte.
+    pub head_timeout: Duration,
+    /// How long a client may pause within a body; then 408.
+    pub body_timeout: Duration,
+    /// How long a connection may stay open between requests.
+    pub keep_alive: Duration,
+    /// How long a client may take no byte of an answer; then it counts as gone.
+    pub write_timeout: Duration,
+    /// How long a connection to a backend may take to be made.
+    pub connect_timeout: Duration,
+    /// How long, after an answer that ends the connection, a client may pause while its bytes are
+    /// still read and dropped, so that a reset does not destroy the answer on its way (RFC 9112
+    /// section 9.6).
+    pub linger: Duration,
+    /// Microseconds from the Unix epoch to [`Instant::START`](crate::time::Instant::START): for
+    /// the `date` of our own answers only.
+    pub epoch_micros: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            head_bytes_max: 64 << 10,
+            headers_max: 256,
+            target_bytes_max: 32 << 10,
+            response_head_bytes_max: 2 << 20,
+            body_bytes_max: 256 << 20,
+            http_timeout: Some(Duration::from_secs(3_600)),
+            head_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
+            connect_timeout: Duration::from_secs(5),
+            linger: Duration::from_secs(2),
+            epoch_micros: 0,
+        }
+    }
+}

@@ -1,0 +1,420 @@
+//! Engine: the front door of the deciding half. It owns the fleet and answers requests.
+//!
+//! Does not know bytes of HTTP, sockets, clocks or threads: facts and `now` go in, decisions and
+//! orders come out. After every call, drain [`Engine::poll_output`].
+
+#[cfg(test)]
+mod tests;
+
+use crate::config::Config;
+use crate::fleet::{BackendId, BackendSpec, Fleet, State};
+use crate::route::{
+    Candidate, Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Question, Reason, Refusal,
+    RequestMeta, Retry, Route, Share, Ticket, Tried, Who, Work, pick,
+};
+use crate::time::{Duration, Instant, Wake};
+use crate::wire::answers::Answer;
+use crate::wire::probe::{Probe, ProbeError};
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use log::debug;
+
+/// How soon a request that waits for knowledge asks again. Far below what a person or a health
+/// check notices, and 2 s of it are a hundred calls.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
+/// What the engine hears.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// The whole list of backends, as the upstreams' names resolve now. The first upstream's come
+    /// first. What is new is probed; what is missing leaves when its last ticket is settled.
+    Discovered(&'a [BackendSpec]),
+    /// An answer to [`Output::Probe`].
+    Probed(BackendId, Result<Probe, ProbeError>),
+    /// The process was told to stop: `/health` says 503 from now on.
+    Drain,
+    /// A deadline of [`Engine::poll_timeout`] may have passed.
+    Timeout,
+}
+
+/// What the engine wants done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Ask this backend how it is, then say [`Input::Probed`], whatever comes of it.
+    Probe(BackendId),
+    /// This backend is gone: idle connections to it may be closed.
+    Forget(BackendId),
+}
+
+/// The deciding machine.
+///
+/// **Who is eligible.** Backends that list the model and are up. Only if none is left, suspects: a
+/// GPU fleet has few backends of a model, and a connection that is refused costs a client less
+/// than an error does, so a suspicion never empties a model. Backends that are down are never
+/// tried: two witnesses found nobody there, and a probe at most 6 s later finds out when that
+/// ends. The same holds for second tries, whatever failed before; how often a request is tried
+/// at all is what protects engines from a request that kills them.
+///
+/// **When a request waits.** While the first round of probes runs and its model cannot be served
+/// yet, and while the lists are refreshed because its model is unknown; together never longer
+/// than [`KNOWLEDGE_WAIT`] from [`RequestMeta::since`].
+///
+/// Invariant: what a backend has in hand equals a recount of the open tickets, and is zero when
+/// there is none.
+#[derive(Debug)]
+pub struct Engine {
+    config: Config,
+    fleet: Fleet,
+    tickets: BTreeMap<u64, Held>,
+    next_ticket: u64,
+    next_dispatch: u64,
+    body_bytes: u64,
+    /// Whether a request holds the overdraft.
+    overdrawn: bool,
+    draining: bool,
+}
+
+impl Engine {
+    /// An engine without backends. The same seed and the same calls give the same decisions.
+    pub fn new(config: Config, seed: u64, _now: Instant) -> Self {
+        Self {
+            config,
+            fleet: Fleet::new(seed),
+            tickets: BTreeMap::new(),
+            next_ticket: 0,
+            next_dispatch: 0,
+            body_bytes: 0,
+            overdrawn: false,
+            draining: false,
+        }
+    }
+
+    /// Asks who takes a request.
+    pub fn route(&mut self, request: &RequestMeta<'_>, now: Instant) -> Decision {
+        let patient = now < request.since + KNOWLEDGE_WAIT;
+        let unsure = patient && self.fleet.first_round_unfinished();
+        match request.who {
+            Who::Backend => self.forward(request, patient, unsure, now),
+            Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
+            Who::Health if self.fleet.any_serves() => Decision::Answer(Answer::empty(200)),
+            Who::Health | Who::Models | Who::Version if unsure => later(now),
+            Who::Health => Decision::Answer(Answer::empty(503)),
+            Who::Models if self.fleet.any_serves() => {
+                let cards = self.fleet.cards();
+                let cards = cards.iter().map(|card| card.raw.as_str());
+                Decision::Answer(Answer::models(cards))
+            }
+            Who::Models => Decision::Refuse(Refusal::Starting),
+            Who::Version => match self.fleet.version() {
+                Some(version) => Decision::Answer(Answer::version(version)),
+                None => Decision::Refuse(Refusal::Starting),
+            },
+        }
+    }
+
+    /// Gives a ticket back because its backend failed before anything of an answer reached the
+    /// client, and asks who takes the request now. The ticket is settled whatever the answer; a
+    /// [`Decision::Refuse`] means that the last answer a backend gave is the one to pass, if any.
+    ///
+    /// At most three backends are tried, and at most two of them see the request: a failure to
+    /// connect delivers nothing, everything else may have. Nobody is tried twice, but for an idle
+    /// connection that was stale.
+    pub fn reroute(&mut self, ticket: Ticket, why: Failure, now: Instant) -> Decision {
+        let id = ticket.redeem();
+        let Some(mut held) = self.tickets.remove(&id) else {
+            return Decision::Refuse(Refusal::NoAnswer);
+        };
+        debug!(request = id, backend:% = held.backend, why:?; "attempt failed");
+        if let Some(backend) = self.fleet.backend_mut(held.backend) {
+            backend.load.remove(held.dispatch, held.work.prompt);
+        }
+        match why {
+            Failure::Connect | Failure::Lost | Failure::Cut | Failure::Nonsense => {
+                self.fleet.failed(held.backend, now);
+            }
+            // A stale connection says nothing of the server, a time-out may be a long prefill,
+            // and 500 or 503 may be the request's own fault or back-pressure.
+            Failure::NoSocket | Failure::Stale | Failure::Status(_) | Failure::Timeout => {}
+        }
+        let failed = held.backend;
+        let model = Arc::clone(&held.model);
+        let next = match held.next(why) {
+            Next::Same => self.send(id, Held { fresh: true, ..held }, Reason::Stale, now),
+            Next::Other => self.choose(id, held, now),
+            Next::GiveUp => None,
+        };
+        self.settle(failed);
+        if let Some(route) = next {
+            return Decision::Forward(route);
+        }
+        Decision::Refuse(match why {
+            Failure::Timeout => Refusal::TimedOut,
+            Failure::NoSocket => Refusal::Busy,
+            Failure::Connect if !self.fleet.has_up(&model) => {
+                Refusal::ModelDown { model: (*model).to_owned() }
+            }
+            Failure::Connect
+            | Failure::Stale
+            | Failure::Lost
+            | Failure::Cut
+            | Failure::Nonsense
+            | Failure::Status(_) => Refusal::NoAnswer,
+        })
+    }
+
+    /// The first byte of the answer's body came: the prompt is prefilled.
+    pub fn first_byte(&mut self, ticket: &Ticket, now: Instant) {
+        let Some(held) = self.tickets.get(&ticket.id()) else {
+            return;
+        };
+        if let Some(backend) = self.fleet.backend_mut(held.backend) {
+            backend.load.prefilled(held.dispatch, now);
+        }
+        self.fleet.answered(held.backend, held.sent, now);
+    }
+
+    /// Settles a ticket.
+    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
+        let id = ticket.redeem();
+        let Some(held) = self.tickets.remove(&id) else {
+            return;
+        };
+        debug!(request = id, backend:% = held.backend, outcome:?; "settled");
+        if let Some(backend) = self.fleet.backend_mut(held.backend) {
+            backend.load.remove(held.dispatch, held.work.prompt);
+        }
+        match outcome {
+            Outcome::Done(_) => self.fleet.answered(held.backend, held.sent, now),
+            Outcome::Broken => self.fleet.failed(held.backend, now),
+            Outcome::ClientGone | Outcome::TimedOut => {}
+        }
+        self.settle(held.backend);
+    }
+
+    /// Takes `bytes` more from the budget of request bodies for a request that holds `share`, and
+    /// says what it holds then; `None` if they are not to be had now.
+    ///
+    /// A body that alone is larger than the budget gets it when no other is held. Of those that
+    /// hold a part already and need more, one at a time may overdraw, so that they cannot all wait
+    /// for one another: no more is held than the budget and one body of the greatest length.
+    pub fn reserve(&mut self, share: Share, bytes: u64) -> Option<Share> {
+        let sum = self.body_bytes.checked_add(bytes)?;
+        let budget = self.config.body_memory;
+        let mut granted = Share { bytes: share.bytes.checked_add(bytes)?, ..share };
+        if budget != 0 && sum > budget && self.body_bytes != share.bytes {
+            if share.bytes == 0 || (self.overdrawn && !share.overdraft) {
+                return None;
+            }
+            self.overdrawn = true;
+            granted.overdraft = true;
+        }
+        self.body_bytes = sum;
+        Some(granted)
+    }
+
+    /// Gives a share back to the budget of request bodies.
+    pub fn release(&mut self, share: Share) {
+        self.body_bytes = self.body_bytes.saturating_sub(share.bytes);
+        if share.overdraft {
+            self.overdrawn = false;
+        }
+    }
+
+    /// Hears of something.
+    pub fn handle(&mut self, input: Input<'_>, now: Instant) {
+        match input {
+            Input::Discovered(specs) => self.fleet.discovered(specs, now),
+            Input::Probed(backend, result) => self.fleet.probed(backend, result, now),
+            Input::Drain => self.draining = true,
+            Input::Timeout => self.fleet.ask(now),
+        }
+    }
+
+    /// The next thing to do; `None` when there is nothing left.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        match self.fleet.poll_forgotten() {
+            Some(backend) => Some(Output::Forget(backend)),
+            None => self.fleet.poll_probe().map(Output::Probe),
+        }
+    }
+
+    /// When to say [`Input::Timeout`].
+    pub fn poll_timeout(&self) -> Option<Wake> {
+        self.fleet.next_probe().map(|at| Wake { at, why: "probe" })
+    }
+
+    /// How to reach a backend; `None` once it is forgotten.
+    pub fn spec(&self, backend: BackendId) -> Option<&Arc<BackendSpec>> {
+        self.fleet.backend(backend).map(|backend| &backend.spec)
+    }
+
+    fn forward(
+        &mut self,
+        request: &RequestMeta<'_>,
+        patient: bool,
+        unsure: bool,
+        now: Instant,
+    ) -> Decision {
+        let default;
+        let name = match request.model.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => match &self.config.default_model {
+                Some(name) => {
+                    default = Arc::from(name.as_str());
+                    &*default
+                }
+                None => match self.fleet.default_model() {
+                    Some(name) => {
+                        default = name;
+                        &*default
+                    }
+                    None if unsure => return later(now),
+                    None => return Decision::Refuse(Refusal::Starting),
+                },
+            },
+        };
+        if let Some(route) = self.first_choice(request, name, now) {
+            return Decision::Forward(route);
+        }
+        if unsure {
+            return later(now);
+        }
+        if self.fleet.knows(name) {
+            return Decision::Refuse(Refusal::ModelDown { model: name.to_owned() });
+        }
+        if patient && !self.fleet.refreshed(now) {
+            return later(now);
+        }
+        // "Unknown" is a word about the whole fleet, and who cannot be asked has not agreed.
+        if !self.fleet.all_listed(self.config.upstreams) || !self.fleet.any_serves() {
+            return Decision::Refuse(Refusal::Starting);
+        }
+        let cards = self.fleet.cards();
+        let bases = cards.iter().filter(|card| card.parent.is_none());
+        let refusal = Refusal::UnknownModel {
+            model: name.to_owned(),
+            bases: bases.map(|card| card.id.clone()).collect(),
+        };
+        match self.ask_default(request, &refusal, now) {
+            Some(route) => Decision::Forward(route),
+            None => Decision::Refuse(refusal),
+        }
+    }
+
+    /// Lets a backend of the default model judge a request whose model nobody lists. vLLM looks at
+    /// the path, the body and its fields before the model's name, and words all that by itself.
+    fn ask_default(
+        &mut self,
+        request: &RequestMeta<'_>,
+        refusal: &Refusal,
+        now: Instant,
+    ) -> Option<Route> {
+        let default = match &self.config.default_model {
+            Some(name) => Arc::from(name.as_str()),
+            None => self.fleet.default_model()?,
+        };
+        let mut route = self.first_choice(request, &default, now)?;
+        // A backend that serves all there is says it best.
+        let Refusal::UnknownModel { bases, .. } = refusal else { return Some(route) };
+        let backend = self.fleet.backend(route.backend);
+        let knows_all = backend.is_some_and(|backend| backend.bases().eq(bases));
+        route.instead = (!knows_all).then(|| refusal.clone());
+        Some(route)
+    }
+
+    /// Sends a new request to a backend of the model; `None` if none is eligible.
+    fn first_choice(
+        &mut self,
+        request: &RequestMeta<'_>,
+        name: &str,
+        now: Instant,
+    ) -> Option<Route> {
+        let (model, _, _) = self.fleet.model(name)?;
+        let held = Held {
+            // Nobody yet: `choose` fills in who, when and as which attempt.
+            backend: BackendId(u32::MAX),
+            dispatch: 0,
+            sent: now,
+            tried: Tried::default(),
+            delivered: 0,
+            model,
+            work: Work::of_prompt(request.prompt_bytes),
+            stream: request.stream,
+            retry: request.retry,
+            fresh: false,
+        };
+        let id = self.next_ticket;
+        let route = self.choose(id, held, now)?;
+        self.next_ticket += 1;
+        Some(route)
+    }
+
+    /// Sends a request to the best backend that it was not sent to yet.
+    fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
+        let (_, model, mut backends) = self.fleet.model(&held.model)?;
+        let tried = held.tried;
+        let mut state_of = |id| backends.find(id).filter(|b| b.serves()).map(|b| b.health.state());
+        let untried = model.holders.iter().copied().filter(|&id| !tried.contains(id));
+        let wanted = if untried.clone().any(|id| state_of(id) == Some(State::Up)) {
+            State::Up
+        } else {
+            State::Suspect
+        };
+        let candidates = untried.filter_map(|id| {
+            let backend = backends.find(id).filter(|backend| backend.serves())?;
+            (backend.health.state() == wanted)
+                .then(|| Candidate { backend: id, in_hand: backend.load.standing(now) })
+        });
+        let question =
+            Question { policy: self.config.policy, work: held.work, request: id, last: model.turn };
+        let (backend, reason) = pick(question, candidates)?;
+        model.turn = Some(backend);
+        held.backend = backend;
+        held.tried.push(backend);
+        held.fresh = held.retry == Retry::Never;
+        self.send(id, held, reason, now)
+    }
+
+    /// Counts a request at its backend and hands out the ticket.
+    fn send(&mut self, id: u64, held: Held, reason: Reason, now: Instant) -> Option<Route> {
+        let backend = self.fleet.backend_mut(held.backend)?;
+        let dispatch = self.next_dispatch;
+        self.next_dispatch += 1;
+        backend.load.add(dispatch, held.work.uncached, held.work.prompt, held.stream, now);
+        debug!(
+            request = id, backend:% = held.backend, model = *held.model,
+            reason = reason.as_str();
+            "routed"
+        );
+        let route = Route {
+            backend: held.backend,
+            spec: Arc::clone(&backend.spec),
+            reason,
+            fresh: held.fresh,
+            instead: None,
+            ticket: Ticket::issue(id),
+        };
+        self.tickets.insert(id, Held { dispatch, sent: now, ..held });
+        Some(route)
+    }
+
+    /// A backend has one request less in hand: if it was leaving and that was its last, it goes.
+    fn settle(&mut self, backend: BackendId) {
+        if self.fleet.backend(backend).is_some_and(|backend| backend.is_done()) {
+            self.fleet.sweep();
+        }
+    }
+}
+
+fn later(now: Instant) -> Decision {
+    Decision::Later(now + ASK_AGAIN)
+}
+
+/// The one way to reach a process's engine: whoever implements it locks, lends the engine to
+/// `visit`, drains its outputs and sees that they are carried out. Never call it from within
+/// itself; never wait inside.
+pub trait Lend: Send + Sync + core::fmt::Debug {
+    /// Lends the engine for the length of one call.
+    fn lend(&self, visit: &mut dyn FnMut(&mut Engine));
+}

@@ -1,0 +1,154 @@
+//! Who exists: joining, leaving, coming back, and being probed.
+
+use super::*;
+
+#[test]
+fn new_backends_are_probed_at_once_and_ids_are_never_used_twice() {
+    let mut rig = Rig::new(Config { upstreams: 1, ..Config::default() });
+    let probe = |id| Output::Probe(BackendId(id));
+    assert_eq!(rig.discover(&[0, 0]), [probe(0), probe(1)]);
+    assert_eq!(rig.discover(&[0, 0]), [], "the same list again says nothing new");
+    assert_eq!(rig.discover(&[0]), [Output::Forget(BackendId(1))]);
+    assert!(rig.engine.spec(BackendId(1)).is_none());
+    assert_eq!(rig.discover(&[0, 0]), [probe(2)]);
+    assert_eq!(rig.engine.spec(BackendId(2)).map(|spec| (**spec).clone()), Some(spec(0, 1)));
+}
+
+#[test]
+fn equal_addresses_are_one_backend_and_the_first_spec_wins() {
+    let mut rig = Rig::new(Config { upstreams: 2, ..Config::default() });
+    rig.handle(Input::Discovered(&[spec(0, 1), spec(1, 1), spec(1, 2)]));
+    assert_eq!(rig.engine.spec(BackendId(0)).map(|spec| spec.upstream), Some(0));
+    assert_eq!(
+        rig.engine.spec(BackendId(1)).map(|spec| spec.address.clone()),
+        Some(spec(1, 2).address)
+    );
+    assert!(rig.engine.spec(BackendId(2)).is_none());
+    // The first upstream no longer resolves to it: the same backend is reached as the second's.
+    assert_eq!(rig.handle(Input::Discovered(&[spec(1, 1), spec(1, 2)])), []);
+    assert_eq!(rig.engine.spec(BackendId(0)).map(|spec| spec.upstream), Some(1));
+}
+
+#[test]
+fn who_leaves_is_forgotten_when_its_last_ticket_is_settled() {
+    let mut rig = Rig::serving(1, &["m"]);
+    let (first, second) = (rig.forward("m"), rig.forward("m"));
+    assert_eq!(rig.discover(&[]), []);
+    assert_eq!(refused(rig.route(Some("m"))), down("m"), "remembered, and out of choice");
+    assert!(rig.engine.spec(BackendId(0)).is_some(), "requests in hand may still need it");
+    rig.finish(first.ticket);
+    assert_eq!(rig.outputs(), []);
+    rig.engine.first_byte(&second.ticket, rig.now);
+    rig.finish(second.ticket);
+    assert_eq!(rig.outputs(), [Output::Forget(BackendId(0))]);
+    assert!(rig.engine.spec(BackendId(0)).is_none());
+    assert_eq!(rig.engine.poll_timeout(), None);
+}
+
+#[test]
+fn a_reroute_may_be_the_last_ticket_too() {
+    let mut rig = Rig::serving(1, &["m"]);
+    let route = rig.forward("m");
+    rig.discover(&[]);
+    let stale = forwarded(rig.engine.reroute(route.ticket, Failure::Stale, rig.now));
+    assert_eq!(rig.outputs(), [], "the same backend again");
+    assert_eq!(
+        refused(rig.engine.reroute(stale.ticket, Failure::Lost, rig.now)),
+        Refusal::NoAnswer
+    );
+    assert_eq!(rig.outputs(), [Output::Forget(BackendId(0))]);
+}
+
+#[test]
+fn who_comes_back_while_it_leaves_is_another_backend() {
+    let mut rig = Rig::serving(1, &["m"]);
+    let route = rig.forward("m");
+    rig.discover(&[]);
+    assert_eq!(rig.discover(&[0]), [Output::Probe(BackendId(1))]);
+    rig.up(1, &["m"]);
+    let other = rig.forward("m");
+    assert_eq!(other.backend, BackendId(1));
+    rig.finish(other.ticket);
+    rig.finish(route.ticket);
+    assert_eq!(rig.outputs(), [Output::Forget(BackendId(0))]);
+}
+
+#[test]
+fn answers_for_nobody_are_ignored() {
+    let mut rig = Rig::serving(1, &["m"]);
+    let route = rig.forward("m");
+    rig.discover(&[]);
+    for id in [0, 1, u32::MAX] {
+        assert_eq!(rig.up(id, &["other"]), []);
+    }
+    assert!(!rig.engine.fleet.knows("other"));
+    rig.finish(route.ticket);
+}
+
+#[test]
+fn the_deadline_is_the_next_probe() {
+    let mut rig = Rig::new(Config { upstreams: 1, ..Config::default() });
+    assert_eq!(rig.engine.poll_timeout(), None);
+    rig.discover(&[0, 0]);
+    assert_eq!(rig.engine.poll_timeout(), None, "both are being probed");
+    rig.up(0, &["m"]);
+    rig.probed(1, Err(ProbeError::Connect));
+    let wake = rig.engine.poll_timeout().expect("two probes are due");
+    assert!(wake.at > rig.now && wake.at <= rig.now + Duration::from_millis(600), "{wake:?}");
+    assert_eq!(rig.handle(Input::Timeout), [], "too early");
+    rig.now = wake.at;
+    assert_eq!(rig.handle(Input::Timeout), [Output::Probe(BackendId(1))]);
+    assert_eq!(rig.handle(Input::Timeout), [], "never two probes of one backend");
+    let wake = rig.engine.poll_timeout().expect("one is due");
+    assert!(wake.at > rig.now + Duration::from_secs(3), "{wake:?}");
+}
+
+#[rstest]
+#[case::connect(Failure::Connect, State::Suspect)]
+#[case::lost(Failure::Lost, State::Suspect)]
+#[case::cut(Failure::Cut, State::Suspect)]
+#[case::nonsense(Failure::Nonsense, State::Suspect)]
+#[case::stale(Failure::Stale, State::Up)]
+#[case::error(Failure::Status(500), State::Up)]
+#[case::overload(Failure::Status(503), State::Up)]
+#[case::timeout(Failure::Timeout, State::Up)]
+fn what_counts_against_a_backend(#[case] why: Failure, #[case] expected: State) {
+    let mut rig = Rig::serving(1, &["m"]);
+    let route = rig.forward("m");
+    let decision = rig.engine.reroute(route.ticket, why, rig.now);
+    assert_eq!(rig.state(0), expected);
+    let probes = if expected == State::Suspect { &[Output::Probe(BackendId(0))][..] } else { &[] };
+    assert_eq!(rig.outputs(), probes);
+    if let Decision::Forward(route) = decision {
+        rig.finish(route.ticket);
+    }
+}
+
+#[rstest]
+#[case::done(Outcome::Done(200), State::Up)]
+#[case::client_error(Outcome::Done(400), State::Up)]
+#[case::server_error(Outcome::Done(500), State::Up)]
+#[case::client_gone(Outcome::ClientGone, State::Up)]
+#[case::timed_out(Outcome::TimedOut, State::Up)]
+#[case::broken(Outcome::Broken, State::Suspect)]
+fn what_an_outcome_says(#[case] outcome: Outcome, #[case] expected: State) {
+    let mut rig = Rig::serving(1, &["m"]);
+    let route = rig.forward("m");
+    rig.engine.finish(route.ticket, outcome, rig.now);
+    assert_eq!(rig.state(0), expected);
+}
+
+#[test]
+fn an_answer_of_a_suspect_clears_it() {
+    let mut rig = Rig::serving(1, &["m"]);
+    let old = rig.forward("m");
+    rig.sleep(1);
+    rig.suspect(0);
+    rig.engine.first_byte(&old.ticket, rig.now);
+    assert_eq!(rig.state(0), State::Suspect, "sent before the suspicion");
+    let new = rig.forward("m");
+    rig.engine.first_byte(&new.ticket, rig.now);
+    assert_eq!(rig.state(0), State::Up);
+    rig.finish(old.ticket);
+    rig.finish(new.ticket);
+}

@@ -1,0 +1,482 @@
+//! Exchange: the life of one client connection, over bytes.
+//!
+//! Reads a request, asks who takes it, connects, sends, relays the answer as it comes, tries
+//! elsewhere while nothing has reached the client, notices either side leaving at any moment,
+//! times out, keeps the connection, drains. Does not know sockets, clocks, or the
+//! [`Engine`](crate::engine::Engine): it asks questions and is told the answers.
+//!
+//! After every call drain [`Exchange::poll_output`], then wait for whatever
+//! [`Exchange::interest`] names or for [`Exchange::poll_timeout`].
+//!
+//! Bytes belong to the runtime. Of a request the exchange keeps all, within
+//! [`Limits`], until the answer has begun; of an answer it keeps the head until the first byte of
+//! the body, and the whole of a 500 or 503 of at most 64 KiB while another backend is tried.
+//! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
+
+mod deadlines;
+mod request;
+mod response;
+#[cfg(test)]
+mod tests;
+mod words;
+
+pub use words::{Drain, End, Input, Interest, Output, Side};
+
+use crate::config::Limits;
+use crate::route::{Decision, Failure, Outcome, Refusal, Route, Share, Ticket};
+use crate::time::Instant;
+use crate::wire::answers::Answer;
+use crate::wire::forward;
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use deadlines::LINGER_MAX;
+use request::Request;
+use response::Attempt;
+
+/// What a client may send ahead of its turn (pipelining) before it is read no further. A client
+/// that fills this and then leaves is noticed only when an answer is written to it.
+const AHEAD_BYTES_MAX: usize = 64 << 10;
+/// How much of an answer may be held while another backend is tried.
+const HELD_BYTES_MAX: usize = 64 << 10;
+/// Buffers that grew beyond this are given back when they are no longer needed.
+const KEPT_CAPACITY_MAX: usize = 4 << 10;
+
+/// Where a connection is.
+#[derive(Debug)]
+enum Phase {
+    /// Before or within a request head.
+    Head,
+    /// Within a request body, or waiting for room for it.
+    Body,
+    /// The engine was asked.
+    Asked,
+    /// The engine said: not yet.
+    Later(Instant),
+    /// A backend has the request, or is being connected to.
+    Upstream,
+    /// The answer is complete; the last of it is being written.
+    Answered,
+    /// The connection is ending; what still comes from the client is dropped.
+    Lingering { until: Instant, at_most: Instant },
+    /// Nothing more will happen.
+    Closed,
+}
+
+/// What [`Exchange::poll_output`] has yet to say.
+#[derive(Debug)]
+enum Order {
+    Reserve(u64),
+    Unreserve(Share),
+    Ask,
+    AskAgain(Ticket, Failure),
+    FirstByte,
+    Settle(Ticket, Outcome),
+    Connect,
+    Release { reusable: bool },
+    Shutdown,
+    Close { reset: bool },
+}
+
+/// A part of the bytes last read, and how much of our own goes before it.
+#[derive(Debug)]
+struct Piece {
+    own_until: usize,
+    read: Range<usize>,
+}
+
+/// How a connection ends behind the answer under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum After {
+    NextRequest,
+    Close,
+    Linger,
+    Reset,
+}
+
+/// An answer that may be passed if no other backend gives one.
+#[derive(Debug)]
+struct Kept {
+    bytes: Vec<u8>,
+    after: After,
+}
+
+/// One client connection, as a state machine.
+#[derive(Debug)]
+pub struct Exchange {
+    limits: Arc<Limits>,
+    phase: Phase,
+    drain: Drain,
+    request: Request,
+    attempt: Option<Attempt>,
+    /// The last answer of a backend while others are tried.
+    kept: Option<Kept>,
+    /// What to say if a backend does not know the model either.
+    instead: Option<Refusal>,
+    after: After,
+    orders: VecDeque<Order>,
+    pieces: VecDeque<Piece>,
+    /// Our own bytes for the client, of which `out_sent` have been handed over.
+    out: Vec<u8>,
+    out_sent: usize,
+    /// Bytes the runtime took by `Relay` and has not yet reported as sent.
+    in_hand: usize,
+    /// Whether the rest for a side was offered since the last input.
+    offered_client: bool,
+    offered_upstream: bool,
+    /// What the client sent ahead of its turn.
+    ahead: Vec<u8>,
+    /// When the client was last heard or took bytes, or when what it owes now became due.
+    client_at: Instant,
+    requests: u64,
+}
+
+impl Exchange {
+    /// A connection that was just accepted.
+    pub fn new(limits: Arc<Limits>, now: Instant) -> Self {
+        Self {
+            limits,
+            phase: Phase::Head,
+            drain: Drain::Running,
+            request: Request::default(),
+            attempt: None,
+            kept: None,
+            instead: None,
+            after: After::NextRequest,
+            orders: VecDeque::new(),
+            pieces: VecDeque::new(),
+            out: Vec::new(),
+            out_sent: 0,
+            in_hand: 0,
+            offered_client: false,
+            offered_upstream: false,
+            ahead: Vec::new(),
+            client_at: now,
+            requests: 0,
+        }
+    }
+
+    /// Hears of something. Inputs that do not fit the moment are ignored.
+    pub fn handle(&mut self, input: Input<'_>, now: Instant) {
+        let owed = self.client_owes_reading();
+        match input {
+            Input::Received(Side::Upstream, bytes) => self.upstream_bytes(bytes, now),
+            Input::Received(Side::Client, bytes) => self.client_bytes(bytes, now),
+            Input::Sent(Side::Client, bytes) => self.client_took(bytes, now),
+            Input::Sent(Side::Upstream, bytes) => {
+                self.offered_upstream = false;
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.took(bytes, now);
+                }
+            }
+            Input::Writable(Side::Client) => self.offered_client = false,
+            Input::Writable(Side::Upstream) => self.offered_upstream = false,
+            Input::Closed(Side::Client, _) => self.client_gone(false),
+            Input::Closed(Side::Upstream, end) => self.upstream_closed(end, now),
+            Input::Refused => {
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.refused = true;
+                }
+            }
+            Input::Reserved(share) => self.reserved(share, now),
+            Input::Routed(decision) => self.routed(decision, now),
+            Input::Connected { reused } => {
+                self.offered_upstream = false;
+                if let Some(attempt) = &mut self.attempt {
+                    attempt.connected(reused, now);
+                }
+            }
+            Input::ConnectFailed => self.unconnected(Failure::Connect),
+            Input::NoSocket => self.unconnected(Failure::NoSocket),
+            Input::Drain(drain) => {
+                self.drain = self.drain.max(drain);
+                if self.drain == Drain::Closing && self.is_idle() {
+                    if self.requests > 0 {
+                        self.close(false);
+                    } else {
+                        // It was accepted for a request, which may be on its way.
+                        self.client_at = now;
+                    }
+                }
+            }
+            Input::Timeout => self.timeout(now),
+        }
+        self.advance(now);
+        if !owed && self.client_owes_reading() {
+            self.client_at = now;
+        }
+    }
+
+    /// The next thing to do; `None` when there is nothing left but to wait.
+    pub fn poll_output(&mut self) -> Option<Output<'_>> {
+        if let Some(Piece { own_until, read }) = self.pieces.pop_front() {
+            let from = core::mem::replace(&mut self.out_sent, own_until);
+            self.in_hand += own_until - from + read.len();
+            return Some(Output::Relay { before: &self.out[from..own_until], read });
+        }
+        if !self.offered_client && self.out_sent < self.out.len() {
+            self.offered_client = true;
+            return Some(Output::Send(Side::Client, &self.out[self.out_sent..]));
+        }
+        if !self.offered_upstream
+            && let Some(range) = self.attempt.as_ref().and_then(Attempt::unsent)
+        {
+            self.offered_upstream = true;
+            return Some(Output::Send(Side::Upstream, &self.request.message()[range]));
+        }
+        loop {
+            return Some(match self.orders.pop_front()? {
+                Order::Reserve(bytes) => Output::Reserve(self.request.share, bytes),
+                Order::Unreserve(share) => Output::Unreserve(share),
+                Order::Ask => Output::Ask(self.request.meta()),
+                Order::AskAgain(ticket, failure) => Output::AskAgain(ticket, failure),
+                // Where the answer ended at once the ticket is settled already, which says it all.
+                Order::FirstByte => match &self.attempt {
+                    Some(Attempt { ticket: Some(ticket), .. }) => Output::FirstByte(ticket),
+                    _ => continue,
+                },
+                Order::Settle(ticket, outcome) => Output::Settle(ticket, outcome),
+                Order::Connect => match &self.attempt {
+                    Some(Attempt { backend, spec, fresh, .. }) => {
+                        Output::Connect { backend: *backend, spec, fresh: *fresh }
+                    }
+                    None => continue,
+                },
+                Order::Release { reusable } => Output::Release { reusable },
+                Order::Shutdown => Output::Shutdown,
+                Order::Close { reset } => Output::Close { reset },
+            });
+        }
+    }
+
+    /// Which sides to read, once all outputs are drained.
+    pub fn interest(&self) -> Interest {
+        let client = match self.phase {
+            Phase::Head | Phase::Lingering { .. } => true,
+            Phase::Body => self.request.starved().is_none(),
+            Phase::Asked | Phase::Later(_) | Phase::Upstream | Phase::Answered => {
+                self.ahead.len() < AHEAD_BYTES_MAX
+            }
+            Phase::Closed => false,
+        };
+        let upstream = matches!(self.phase, Phase::Upstream)
+            && !self.client_owes_reading()
+            && self.attempt.as_ref().is_some_and(Attempt::is_open);
+        Interest { client, upstream }
+    }
+
+    /// Whether the connection is between requests.
+    pub fn is_idle(&self) -> bool {
+        matches!(self.phase, Phase::Head) && !self.request.is_begun() && self.unsent() == 0
+    }
+
+    /// Gives up what is still held, because the connection's task ends: the ticket to settle, with
+    /// how it ended, and the share to give back to the budget of bodies.
+    pub fn abandon(&mut self) -> (Option<(Ticket, Outcome)>, Share) {
+        let held = self.attempt.as_mut().and_then(|attempt| attempt.ticket.take());
+        let mut ticket = held.map(|ticket| (ticket, Outcome::TimedOut));
+        let mut share = self.request.unreserve();
+        // Whoever drains outputs finds nothing here; a task may end between two of them.
+        for order in self.orders.drain(..) {
+            match order {
+                Order::Settle(settled, outcome) => ticket = Some((settled, outcome)),
+                Order::AskAgain(failed, _) => ticket = Some((failed, Outcome::TimedOut)),
+                Order::Unreserve(more) => {
+                    share.bytes += more.bytes;
+                    share.overdraft |= more.overdraft;
+                }
+                Order::Reserve(_)
+                | Order::Ask
+                | Order::FirstByte
+                | Order::Connect
+                | Order::Release { .. }
+                | Order::Shutdown
+                | Order::Close { .. } => {}
+            }
+        }
+        self.phase = Phase::Closed;
+        (ticket, share)
+    }
+
+    /// Our bytes and the runtime's that have not left towards the client.
+    fn unsent(&self) -> usize {
+        let read: usize = self.pieces.iter().map(|piece| piece.read.len()).sum();
+        self.in_hand + self.out.len() - self.out_sent + read
+    }
+
+    fn client_owes_reading(&self) -> bool {
+        self.unsent() > 0
+    }
+
+    fn client_took(&mut self, bytes: usize, now: Instant) {
+        self.offered_client = false;
+        if bytes > 0 {
+            self.client_at = now;
+        }
+        let relayed = bytes.min(self.in_hand);
+        self.in_hand -= relayed;
+        self.out_sent = (self.out_sent + bytes - relayed).min(self.out.len());
+        if self.unsent() == 0 {
+            self.out.clear();
+            self.out_sent = 0;
+            shrink(&mut self.out);
+            // A slow client is not the backend's fault.
+            if let Some(attempt) = &mut self.attempt {
+                attempt.heard_at = now;
+            }
+        }
+    }
+
+    /// What follows when the last byte of an answer has left.
+    fn advance(&mut self, now: Instant) {
+        while matches!(self.phase, Phase::Answered) && self.unsent() == 0 {
+            self.client_at = now;
+            let linger =
+                Phase::Lingering { until: now + self.limits.linger, at_most: now + LINGER_MAX };
+            match self.after {
+                After::NextRequest if self.drain < Drain::Closing => {
+                    self.requests += 1;
+                    self.phase = Phase::Head;
+                    self.request.clear();
+                    let ahead = core::mem::take(&mut self.ahead);
+                    if !ahead.is_empty() {
+                        self.client_bytes(&ahead, now);
+                    }
+                }
+                After::NextRequest | After::Close if self.ahead.is_empty() => self.close(false),
+                After::Reset => self.close(true),
+                // A client that sent more than we read would lose the answer to a reset.
+                After::NextRequest | After::Close | After::Linger => {
+                    self.phase = linger;
+                    self.orders.push_back(Order::Shutdown);
+                }
+            }
+        }
+    }
+
+    fn routed(&mut self, decision: Decision, now: Instant) {
+        if !matches!(self.phase, Phase::Asked) {
+            // Only a runtime that answers what was not asked gets here; the ticket must live on.
+            if let Decision::Forward(Route { ticket, .. }) = decision {
+                self.orders.push_back(Order::Settle(ticket, Outcome::ClientGone));
+            }
+            return;
+        }
+        match decision {
+            Decision::Forward(mut route) => {
+                self.phase = Phase::Upstream;
+                self.instead = route.instead.take().or(self.instead.take());
+                let wire = self.request.compose(&route.spec);
+                self.attempt = Some(Attempt::new(route, wire, now));
+                self.orders.push_back(Order::Connect);
+            }
+            Decision::Later(at) => self.phase = Phase::Later(at),
+            Decision::Answer(answer) => self.answer(&answer, now),
+            Decision::Refuse(refusal) => match self.kept.take() {
+                Some(kept) => {
+                    self.out.extend_from_slice(&kept.bytes);
+                    self.answered(kept.after, now);
+                }
+                None => self.answer(&refusal.answer(self.request.shape()), now),
+            },
+        }
+    }
+
+    /// Answers the request ourselves.
+    fn answer(&mut self, answer: &Answer, now: Instant) {
+        self.say(answer, false, now);
+    }
+
+    /// Answers a request that was not read to its end, or cannot be: the connection ends with it.
+    fn answer_and_linger(&mut self, answer: &Answer, now: Instant) {
+        self.withdraw();
+        self.request.keep_alive = false;
+        self.say(answer, true, now);
+        self.after = After::Linger;
+    }
+
+    fn say(&mut self, answer: &Answer, unread: bool, now: Instant) {
+        let keep = self.request.keep_alive && self.drain == Drain::Running;
+        let setting = forward::Setting {
+            to_head: self.request.is_head,
+            unread,
+            close: !keep,
+            keep: keep && self.request.minor == 0,
+            unix_micros: forward::unix_micros(self.limits.epoch_micros, now),
+        };
+        forward::own_answer(&mut self.out, answer, &setting);
+        self.answered(if keep { After::NextRequest } else { After::Close }, now);
+    }
+
+    fn answered(&mut self, after: After, now: Instant) {
+        self.phase = Phase::Answered;
+        self.after = after;
+        self.client_at = now;
+        self.attempt = None;
+        self.kept = None;
+        self.instead = None;
+        self.give_back();
+    }
+
+    fn give_back(&mut self) {
+        let share = self.request.unreserve();
+        if share.bytes > 0 {
+            self.orders.push_back(Order::Unreserve(share));
+        }
+    }
+
+    fn client_gone(&mut self, reset: bool) {
+        if matches!(self.phase, Phase::Closed) {
+            return;
+        }
+        self.withdraw();
+        self.drop_attempt(Outcome::ClientGone);
+        self.give_back();
+        self.close(reset);
+    }
+
+    /// Takes back the questions that nobody waits for any more, since their answers would bring
+    /// what would have to be given back at once. A write that fails is told before them.
+    fn withdraw(&mut self) {
+        for order in core::mem::take(&mut self.orders) {
+            match order {
+                Order::Reserve(_) | Order::Ask | Order::Connect => {}
+                Order::AskAgain(ticket, _) => {
+                    self.orders.push_back(Order::Settle(ticket, Outcome::ClientGone));
+                }
+                Order::Unreserve(_)
+                | Order::FirstByte
+                | Order::Settle(..)
+                | Order::Release { .. }
+                | Order::Shutdown
+                | Order::Close { .. } => self.orders.push_back(order),
+            }
+        }
+    }
+
+    /// Ends an attempt whose answer will not be passed on.
+    fn drop_attempt(&mut self, outcome: Outcome) {
+        let Some(attempt) = self.attempt.take() else { return };
+        // Also while it is being connected to: the runtime drops what is under way.
+        self.orders.push_back(Order::Release { reusable: false });
+        if let Some(ticket) = attempt.ticket {
+            self.orders.push_back(Order::Settle(ticket, outcome));
+        }
+    }
+
+    fn close(&mut self, reset: bool) {
+        self.phase = Phase::Closed;
+        self.pieces.clear();
+        self.out.clear();
+        self.out_sent = 0;
+        self.orders.push_back(Order::Close { reset });
+    }
+}
+
+/// Gives back a buffer that grew for one large message.
+fn shrink(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > KEPT_CAPACITY_MAX {
+        *buffer = Vec::new();
+    }
+}

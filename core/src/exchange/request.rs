@@ -1,0 +1,379 @@
+//! The client's half: from bytes to a request that is whole, and to what a backend is sent.
+//!
+//! Owns the request's bytes. Knows nothing of answers.
+
+use super::deadlines::RESERVE_AGAIN;
+use super::{After, Exchange, Order, Phase, shrink};
+use crate::fleet::BackendSpec;
+use crate::route::{RequestMeta, Retry, Share, Who};
+use crate::time::{Duration, Instant};
+use crate::wire::answers::{Answer, Shape};
+use crate::wire::body::{BodyReader, Framing, Kind};
+use crate::wire::forward;
+use crate::wire::head::{HeadEnd, RequestError, header_room, parse_request};
+use crate::wire::routes::{self, Rule};
+use crate::wire::scan::{Scan, Scanner};
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Room in front of a head as it was received, so that the head we send (with a Host or the
+/// upstream's path prefix added) can lie right before the body, and both leave in one call.
+const SLACK: usize = 256;
+/// What a chunked body asks of the budget first; then it doubles.
+const CHUNKED_RESERVE: u64 = 64 << 10;
+
+/// One request, as far as it was read.
+#[derive(Debug, Default)]
+pub(super) struct Request {
+    /// `SLACK` bytes, the head as received, the body without its chunk framing.
+    message: Vec<u8>,
+    head_end: HeadEnd,
+    body_start: usize,
+    body_len: usize,
+    reader: Option<BodyReader>,
+    /// Method and target as a backend gets them, and where the method ends.
+    start: Vec<u8>,
+    method_len: usize,
+    /// Header lines as a backend gets them, with the empty line.
+    headers: Vec<u8>,
+    has_host: bool,
+    chunked: bool,
+    rule: Option<Rule>,
+    scanner: Scanner,
+    scan: Scan,
+    since: Instant,
+    pub(super) minor: u8,
+    pub(super) keep_alive: bool,
+    pub(super) is_head: bool,
+    expects_continue: bool,
+    pub(super) share: Share,
+    wanted: u64,
+    /// While the budget of bodies has no room: since when, and when to ask again.
+    starved: Option<(Instant, Instant)>,
+}
+
+impl Request {
+    pub(super) fn message(&self) -> &[u8] {
+        &self.message
+    }
+
+    pub(super) fn is_begun(&self) -> bool {
+        !self.message.is_empty()
+    }
+
+    pub(super) fn shape(&self) -> Shape {
+        self.rule.map_or(Shape::OpenAi, |rule| rule.shape)
+    }
+
+    pub(super) fn starved(&self) -> Option<Instant> {
+        self.starved.map(|(_, again)| again)
+    }
+
+    pub(super) fn starved_for(&self, now: Instant) -> Duration {
+        self.starved.map_or(Duration::ZERO, |(since, _)| now.since(since))
+    }
+
+    /// What is missing of the budget.
+    pub(super) const fn wanted(&self) -> u64 {
+        self.wanted.saturating_sub(self.share.bytes)
+    }
+
+    pub(super) const fn unreserve(&mut self) -> Share {
+        core::mem::replace(&mut self.share, Share { bytes: 0, overdraft: false })
+    }
+
+    pub(super) fn meta(&self) -> RequestMeta<'_> {
+        let rule = self.rule.unwrap_or_else(|| routes::find("", b""));
+        RequestMeta {
+            who: rule.who,
+            model: self.scan.model.as_deref(),
+            stream: self.scan.stream,
+            prompt_bytes: self.scan.prompt_bytes,
+            retry: if self.scan.pinned { Retry::Never } else { rule.retry },
+            since: self.since,
+        }
+    }
+
+    /// Makes room for the next request. Buffers are kept unless they grew large.
+    pub(super) fn clear(&mut self) {
+        let share = self.share;
+        let mut message = core::mem::take(&mut self.message);
+        let mut start = core::mem::take(&mut self.start);
+        let mut headers = core::mem::take(&mut self.headers);
+        for buffer in [&mut message, &mut start, &mut headers] {
+            buffer.clear();
+            shrink(buffer);
+        }
+        *self = Self { message, start, headers, share, ..Self::default() };
+    }
+
+    /// Gives back the bytes, since the request will not be sent again. What is known stays.
+    pub(super) fn forget_bytes(&mut self) {
+        self.message.clear();
+        shrink(&mut self.message);
+        shrink(&mut self.headers);
+    }
+
+    fn body(&self) -> &[u8] {
+        self.message.get(self.body_start..).unwrap_or_default()
+    }
+
+    /// Lays the head that this backend gets right before the body; says which part of
+    /// [`message`](Self::message) is to be sent.
+    pub(super) fn compose(&mut self, spec: &BackendSpec) -> Range<usize> {
+        let mut head = Vec::with_capacity(self.start.len() + self.headers.len() + SLACK);
+        let (method, target) = self.start.split_at(self.method_len);
+        forward::request_start(&mut head, method, target, self.has_host, spec);
+        head.extend_from_slice(&self.headers);
+        if self.chunked && self.body_len > 0 {
+            forward::chunk_size(&mut head, self.body_len as u64);
+        }
+        match self.body_start.checked_sub(head.len()) {
+            Some(from) => {
+                self.message[from..self.body_start].copy_from_slice(&head);
+                from..self.message.len()
+            }
+            None => {
+                let body_start = head.len();
+                head.extend_from_slice(&self.message[self.body_start..]);
+                self.message = head;
+                self.body_start = body_start;
+                0..self.message.len()
+            }
+        }
+    }
+}
+
+impl Exchange {
+    pub(super) fn client_bytes(&mut self, bytes: &[u8], now: Instant) {
+        match self.phase {
+            Phase::Head => self.head_bytes(bytes, now),
+            Phase::Body => {
+                self.client_at = now;
+                self.body_bytes(bytes, now);
+            }
+            Phase::Asked | Phase::Later(_) | Phase::Upstream | Phase::Answered => {
+                self.ahead.extend_from_slice(bytes);
+            }
+            Phase::Lingering { at_most, .. } => {
+                let until = at_most.min(now + self.limits.linger);
+                self.phase = Phase::Lingering { until, at_most };
+            }
+            Phase::Closed => {}
+        }
+    }
+
+    fn head_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let request = &mut self.request;
+        let first = request.message.is_empty();
+        if first {
+            request.message.resize(SLACK, 0);
+        }
+        request.message.extend_from_slice(bytes);
+        // RFC 9112 section 2.2: empty lines before a request are skipped.
+        let empty = |message: &[u8]| message[SLACK..].starts_with(b"\r\n");
+        let mut skipped = 0;
+        while empty(&request.message[skipped..]) {
+            skipped += 2;
+        }
+        if skipped > 0 {
+            request.message.drain(SLACK..SLACK + skipped);
+        }
+        let received = &request.message[SLACK..];
+        if received.is_empty() {
+            // Some clients end a body with an empty line that they do not count: no request yet.
+            return request.message.clear();
+        }
+        if first {
+            // The head's time runs from its first byte.
+            self.client_at = now;
+        }
+        match received.first() {
+            Some(b'\r') if received.len() < 2 => return,
+            // TLS, SSH and the like are told at once, not after a minute.
+            Some(first) if !first.is_ascii_graphic() => {
+                return self.refuse(
+                    RequestError::Malformed("the request line does not begin with a method"),
+                    now,
+                );
+            }
+            _ => {}
+        }
+        let head_bytes_max = self.limits.head_bytes_max;
+        match request.head_end.find(received) {
+            Err(why) => self.refuse(RequestError::Malformed(why), now),
+            Ok(Some(len)) if len <= head_bytes_max => self.head_complete(len, now),
+            Ok(None) if received.len() <= head_bytes_max => {}
+            Ok(_) if request.head_end.has_line() => self.refuse(RequestError::HeadTooLarge, now),
+            Ok(_) => self.refuse(RequestError::TargetTooLong, now),
+        }
+    }
+
+    fn head_complete(&mut self, len: usize, now: Instant) {
+        let request = &mut self.request;
+        request.body_start = SLACK + len;
+        let mut room = header_room();
+        let head =
+            match parse_request(&request.message[SLACK..SLACK + len], &self.limits, &mut room) {
+                Ok(head) => head,
+                Err(error) => return self.refuse(error, now),
+            };
+        request.minor = head.minor;
+        request.keep_alive = head.keep_alive;
+        request.is_head = head.method == "HEAD";
+        request.expects_continue = head.expects_continue;
+        request.start.clear();
+        request.start.extend_from_slice(head.method.as_bytes());
+        request.method_len = request.start.len();
+        let (slash, rest) = forward::origin_form(&head);
+        request.start.extend_from_slice(slash.as_bytes());
+        request.start.extend_from_slice(rest.as_bytes());
+        request.headers.clear();
+        request.has_host = forward::request_headers(&mut request.headers, &head);
+        let rule = routes::find(head.method, &request.start[request.method_len..]);
+        request.rule = Some(rule);
+        let framing = head.framing;
+        request.chunked = framing == Framing::Chunked;
+        request.reader = Some(BodyReader::new(framing, self.limits.head_bytes_max));
+        request.wanted = match framing {
+            Framing::Length(bytes) => bytes,
+            Framing::Chunked => CHUNKED_RESERVE,
+            Framing::Empty | Framing::UntilClose => 0,
+        };
+        if matches!(framing, Framing::Length(bytes) if bytes > self.limits.body_bytes_max) {
+            return self.refuse(RequestError::BodyTooLarge, now);
+        }
+        self.phase = Phase::Body;
+        // A body of known length is already where it belongs; what lies behind it is not.
+        let in_place = match framing {
+            Framing::Length(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+            Framing::Empty | Framing::Chunked | Framing::UntilClose => 0,
+        };
+        let available = request.message.len() - request.body_start;
+        let behind = if available > in_place {
+            request.message.split_off(request.body_start + in_place)
+        } else {
+            Vec::new()
+        };
+        if available > 0 && in_place > 0 {
+            let present = available.min(in_place);
+            if let Some(reader) = &mut request.reader {
+                // Bytes of a known length cannot be malformed.
+                let _ = reader.read(&request.message[request.body_start..][..present]);
+            }
+        }
+        if request.wanted > 0 {
+            // Answered before anything else is heard: the rest of the body waits for it.
+            request.starved = Some((now, now));
+            self.orders.push_back(Order::Reserve(request.wanted));
+        }
+        self.client_at = now;
+        self.body_bytes(&behind, now);
+    }
+
+    pub(super) fn reserved(&mut self, share: Option<Share>, now: Instant) {
+        if !matches!(self.phase, Phase::Body) {
+            // Only a runtime that answers what was not asked gets here.
+            self.orders.extend(share.map(Order::Unreserve));
+            return;
+        }
+        let request = &mut self.request;
+        if let Some(share) = share {
+            request.share = share;
+            request.starved = None;
+            self.client_at = now;
+            if request.expects_continue && request.body().is_empty() {
+                request.expects_continue = false;
+                self.out.extend_from_slice(b"HTTP/1.1 100 Continue\r\n\r\n");
+            }
+            self.body_bytes(&[], now);
+        } else {
+            let since = request.starved.map_or(now, |(since, _)| since);
+            request.starved = Some((since, now + RESERVE_AGAIN));
+        }
+    }
+
+    /// Takes what the client sent of a body, and of what follows it.
+    fn body_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let request = &mut self.request;
+        let Some(reader) = &mut request.reader else { return };
+        let mut at = 0;
+        while at < bytes.len() && !reader.done() {
+            match reader.read(&bytes[at..]) {
+                Ok(step) => {
+                    if step.kind == Kind::Data {
+                        request.message.extend_from_slice(&bytes[at..at + step.len]);
+                    }
+                    at += step.len;
+                }
+                Err(why) => return self.refuse(RequestError::Malformed(why), now),
+            }
+        }
+        let done = reader.done();
+        self.ahead.extend_from_slice(&bytes[at..]);
+        let body_len = (request.message.len() - request.body_start) as u64;
+        if body_len > self.limits.body_bytes_max {
+            return self.refuse(RequestError::BodyTooLarge, now);
+        }
+        if request.starved.is_some() {
+            return;
+        }
+        if body_len > request.share.bytes {
+            // A chunked body outgrew what was reserved for it.
+            request.wanted = body_len.saturating_mul(2).min(self.limits.body_bytes_max);
+            request.starved = Some((now, now));
+            self.orders.push_back(Order::Reserve(request.wanted()));
+            return;
+        }
+        let Request { scanner, message, body_start, .. } = request;
+        scanner.feed(&message[*body_start..]);
+        if done {
+            self.request_complete(now);
+        }
+    }
+
+    fn request_complete(&mut self, now: Instant) {
+        let request = &mut self.request;
+        request.body_len = request.message.len() - request.body_start;
+        let scanner = core::mem::take(&mut request.scanner);
+        request.scan = scanner.finish(&request.message[request.body_start..]);
+        request.since = now;
+        if request.chunked {
+            if request.body_len > 0 {
+                request.message.extend_from_slice(b"\r\n");
+            }
+            request.message.extend_from_slice(b"0\r\n");
+            let raw = request.reader.as_ref().map(BodyReader::trailers).unwrap_or_default();
+            if let Err(why) = forward::trailers(&mut request.message, raw, self.limits.headers_max)
+            {
+                return self.refuse(RequestError::Malformed(why), now);
+            }
+        }
+        request.reader = None;
+        if let Some(allow) = request.rule.and_then(|rule| rule.allow) {
+            return self.answer(&Answer::method_not_allowed(allow), now);
+        }
+        if request.meta().who != Who::Backend {
+            // Answered from what the engine knows: the body is of no use to anyone.
+            request.forget_bytes();
+        }
+        self.phase = Phase::Asked;
+        self.orders.push_back(Order::Ask);
+    }
+
+    /// Answers a request that is not to be read any further, and ends the connection.
+    pub(super) fn refuse(&mut self, error: RequestError, now: Instant) {
+        let shape = self.request.shape();
+        let answer = match error {
+            RequestError::Malformed(why) => Answer::bad_request(why, shape),
+            RequestError::Connect => Answer::bad_request("CONNECT is not supported", shape),
+            RequestError::Timeout => Answer::request_timeout(shape),
+            RequestError::BodyTooLarge => Answer::body_too_large(self.limits.body_bytes_max, shape),
+            RequestError::TargetTooLong => Answer::target_too_long(shape),
+            RequestError::HeadTooLarge => Answer::head_too_large(shape),
+        };
+        self.request.starved = None;
+        self.answer_and_linger(&answer, now);
+        debug_assert_eq!(self.after, After::Linger);
+    }
+}

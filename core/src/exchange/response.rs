@@ -1,0 +1,480 @@
+//! The backend's half: one attempt to have a request answered, and the answer on its way through.
+//!
+//! Owns nothing of an answer's body but what must be held before the client may see it.
+
+use super::{After, End, Exchange, HELD_BYTES_MAX, Kept, Order, Phase, Piece, shrink};
+use crate::config::Limits;
+use crate::exchange::Drain;
+use crate::fleet::{BackendId, BackendSpec};
+use crate::route::{Failure, Outcome, Retry, Route, Ticket};
+use crate::time::{Instant, Wake};
+use crate::wire::answers::is_unknown_model;
+use crate::wire::body::{BodyReader, Framing, Kind};
+use crate::wire::forward::{self, ClientFraming};
+use crate::wire::head::{HeadEnd, parse_response};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+/// Informational answers before the final one. Nobody sends more than a few.
+const INFORMATIONAL_MAX: u8 = 16;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Connecting,
+    Open { reused: bool },
+}
+
+/// What of an answer has come.
+#[derive(Debug)]
+enum Stage {
+    /// Its head is being read.
+    Head,
+    /// Its body is being read.
+    Body {
+        reader: BodyReader,
+        framing: ClientFraming,
+        status: u16,
+        reusable: bool,
+        after: After,
+        hold: Hold,
+    },
+}
+
+/// What keeps an answer from the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hold {
+    /// Nothing: it has begun.
+    No,
+    /// The first byte of its body, since until then another backend may be tried.
+    FirstByte,
+    /// All of it: it is an error that another backend may do better than.
+    Whole,
+}
+
+/// One backend's try at a request.
+#[derive(Debug)]
+pub(super) struct Attempt {
+    pub(super) backend: BackendId,
+    pub(super) spec: Arc<BackendSpec>,
+    pub(super) fresh: bool,
+    pub(super) ticket: Option<Ticket>,
+    link: Link,
+    /// Which part of the request's message is still to be sent.
+    wire: Range<usize>,
+    begun: bool,
+    /// The backend takes no more bytes of the request.
+    pub(super) refused: bool,
+    stage: Stage,
+    /// The part of a head that came without its end.
+    head: Vec<u8>,
+    head_end: HeadEnd,
+    informational: u8,
+    /// The answer as the client will get it, while it is held.
+    held: Vec<u8>,
+    /// When the backend last sent or took a byte, or was first asked to.
+    pub(super) heard_at: Instant,
+}
+
+impl Attempt {
+    pub(super) fn new(route: Route, wire: Range<usize>, now: Instant) -> Self {
+        Self {
+            backend: route.backend,
+            spec: route.spec,
+            fresh: route.fresh,
+            ticket: Some(route.ticket),
+            link: Link::Connecting,
+            wire,
+            begun: false,
+            refused: false,
+            stage: Stage::Head,
+            head: Vec::new(),
+            head_end: HeadEnd::default(),
+            informational: 0,
+            held: Vec::new(),
+            heard_at: now,
+        }
+    }
+
+    pub(super) fn connected(&mut self, reused: bool, now: Instant) {
+        if self.link == Link::Connecting {
+            self.link = Link::Open { reused };
+            self.heard_at = now;
+        }
+    }
+
+    pub(super) fn took(&mut self, bytes: usize, now: Instant) {
+        if bytes > 0 {
+            self.begun = true;
+            self.heard_at = now;
+            self.wire.start = (self.wire.start + bytes).min(self.wire.end);
+        }
+    }
+
+    pub(super) const fn is_open(&self) -> bool {
+        matches!(self.link, Link::Open { .. })
+    }
+
+    /// The part of the request that the backend has yet to take.
+    pub(super) fn unsent(&self) -> Option<Range<usize>> {
+        let send = self.is_open() && !self.refused && !self.wire.is_empty();
+        send.then(|| self.wire.clone())
+    }
+
+    pub(super) fn deadline(&self, limits: &Limits) -> Option<Wake> {
+        match self.link {
+            Link::Connecting => Some(Wake {
+                at: self.heard_at + limits.connect_timeout,
+                why: "the backend does not accept",
+            }),
+            Link::Open { .. } => limits
+                .http_timeout
+                .map(|timeout| Wake { at: self.heard_at + timeout, why: "the backend is silent" }),
+        }
+    }
+
+    const fn has_begun_answer(&self) -> bool {
+        matches!(self.stage, Stage::Body { hold: Hold::No, .. })
+    }
+}
+
+impl Exchange {
+    pub(super) fn upstream_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let Some(attempt) = &mut self.attempt else { return };
+        if !attempt.is_open() {
+            return;
+        }
+        attempt.heard_at = now;
+        if !attempt.begun {
+            // Bytes that nobody asked for belong to some other exchange, or say that the backend
+            // closes an idle connection.
+            let reused = attempt.link == Link::Open { reused: true };
+            return self.fail(if reused { Failure::Stale } else { Failure::Nonsense });
+        }
+        match attempt.stage {
+            Stage::Body { .. } => self.answer_bytes(bytes, 0, now),
+            Stage::Head => self.answer_head_bytes(bytes, now),
+        }
+    }
+
+    /// Reads heads until the final one, then what follows it.
+    fn answer_head_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let mut from = 0;
+        loop {
+            let Some(attempt) = &mut self.attempt else { return };
+            // A head that came in one piece is parsed where it lies.
+            let mut gathered = core::mem::take(&mut attempt.head);
+            let kept = gathered.len();
+            if kept > 0 {
+                gathered.extend_from_slice(&bytes[from..]);
+            }
+            let head = if kept > 0 { &gathered } else { &bytes[from..] };
+            let head_bytes_max = self.limits.response_head_bytes_max;
+            let len = match attempt.head_end.find(head) {
+                Ok(Some(len)) if len <= head_bytes_max => len,
+                Ok(None) if head.len() <= head_bytes_max && may_be_head(head) => {
+                    if kept == 0 {
+                        gathered.extend_from_slice(&bytes[from..]);
+                    }
+                    attempt.head = gathered;
+                    return;
+                }
+                Ok(_) | Err(_) => return self.fail(Failure::Nonsense),
+            };
+            let head = &head[..len];
+            let minor = self.request.minor;
+            let draining = self.drain > Drain::Running;
+            let keep_alive = self.request.keep_alive && !draining;
+            let mut emitted = Vec::with_capacity(len + 32);
+            let parsed = parse_response(head, self.request.is_head, |head| {
+                let framing = forward::client_framing(head.framing, minor);
+                let final_one = head.status >= 200 || head.status < 100;
+                let close = !keep_alive || framing == ClientFraming::UntilClose;
+                let keep = !close && minor == 0;
+                // RFC 9112 section 6.1: an HTTP/1.0 client gets no Transfer-Encoding, not even
+                // where there is no body.
+                let shown = if minor == 0 { ClientFraming::UntilClose } else { framing };
+                forward::response(
+                    &mut emitted,
+                    &head,
+                    shown,
+                    close && final_one,
+                    keep && final_one,
+                );
+                (head.status, head.framing, framing, head.keep_alive, close)
+            });
+            let Ok((status, backend_framing, framing, reusable, close)) = parsed else {
+                return self.fail(Failure::Nonsense);
+            };
+            // `find` stopped behind this head; what was kept of it does not count in `bytes`.
+            from += len - kept;
+            if (100..200).contains(&status) {
+                attempt.informational += 1;
+                if status == 101 || attempt.informational > INFORMATIONAL_MAX {
+                    // Nobody asked to switch protocols.
+                    return self.fail(Failure::Nonsense);
+                }
+                if minor == 1 {
+                    self.out.extend_from_slice(&emitted);
+                }
+                attempt.head_end = HeadEnd::default();
+                if from == bytes.len() {
+                    return;
+                }
+                continue;
+            }
+            let whole = match status {
+                // Another backend may do better.
+                500 | 503 => self.request.meta().retry == Retry::BeforeFirstByte,
+                // We may know better.
+                404 => self.instead.is_some(),
+                _ => false,
+            };
+            let hold = if whole { Hold::Whole } else { Hold::FirstByte };
+            attempt.held = emitted;
+            attempt.stage = Stage::Body {
+                reader: BodyReader::new(backend_framing, self.limits.head_bytes_max),
+                framing,
+                status,
+                reusable,
+                after: if close { After::Close } else { After::NextRequest },
+                hold,
+            };
+            if backend_framing == Framing::Empty || from < bytes.len() {
+                self.answer_bytes(bytes, from, now);
+            }
+            return;
+        }
+    }
+
+    /// Passes on what `bytes[from..]` brings of an answer's body.
+    fn answer_bytes(&mut self, bytes: &[u8], from: usize, now: Instant) {
+        let Some(attempt) = &mut self.attempt else { return };
+        let Stage::Body { reader, framing, hold, .. } = &mut attempt.stage else { return };
+        let mut at = from;
+        let mut failed = false;
+        let mut has_data = false;
+        // The run of bytes that goes on as it is.
+        let mut run = from..from;
+        let mut flow = Flow {
+            held: &mut attempt.held,
+            out: &mut self.out,
+            pieces: &mut self.pieces,
+            hold: *hold,
+        };
+        while at < bytes.len() && !reader.done() {
+            let Ok(step) = reader.read(&bytes[at..]) else {
+                failed = true;
+                break;
+            };
+            let read = at..at + step.len;
+            at = read.end;
+            has_data |= step.kind == Kind::Data;
+            let passes = match (step.kind, *framing) {
+                (Kind::Data, ClientFraming::Rechunked) => {
+                    forward::chunk_size(flow.own(), step.len as u64);
+                    flow.read(bytes, read.clone());
+                    flow.own().extend_from_slice(b"\r\n");
+                    false
+                }
+                (Kind::Data, ClientFraming::AsIs | ClientFraming::UntilClose) => true,
+                (Kind::Framing, ClientFraming::AsIs) => true,
+                (Kind::Framing, ClientFraming::Rechunked | ClientFraming::UntilClose)
+                | (Kind::Dropped, _) => false,
+            };
+            if passes && run.end == read.start {
+                run.end = read.end;
+            } else if passes {
+                flow.read(bytes, core::mem::replace(&mut run, read));
+            }
+        }
+        flow.read(bytes, run);
+        let surplus = at < bytes.len();
+        let done = reader.done();
+        if done && *framing == ClientFraming::AsIs && !reader.trailers().is_empty() {
+            let headers_max = self.limits.headers_max;
+            failed |= forward::trailers(flow.own(), reader.trailers(), headers_max).is_err();
+        }
+        let full = attempt.held.len() > HELD_BYTES_MAX;
+        let begins = match *hold {
+            Hold::No => false,
+            Hold::FirstByte => has_data || done,
+            // Too much to hold: it passes, whatever another backend might have said.
+            Hold::Whole => full,
+        };
+        if failed {
+            if *hold == Hold::No {
+                return self.answer_broken(Outcome::Broken, now);
+            }
+            return self.fail(Failure::Nonsense);
+        }
+        if begins {
+            self.answer_begins();
+        }
+        if done {
+            self.answer_complete(surplus, now);
+        } else if begins {
+            self.orders.push_back(Order::FirstByte);
+            self.request_bytes_done();
+        }
+    }
+
+    /// Lets the client have what was held, before the pieces that were made since.
+    fn answer_begins(&mut self) {
+        let Some(attempt) = &mut self.attempt else { return };
+        let Stage::Body { hold, .. } = &mut attempt.stage else { return };
+        *hold = Hold::No;
+        self.kept = None;
+        let held = core::mem::take(&mut attempt.held);
+        if self.out.is_empty() {
+            self.out = held;
+        } else {
+            self.out.extend_from_slice(&held);
+        }
+    }
+
+    /// Nobody else will get this request: its bytes may go, once the backend has them all.
+    fn request_bytes_done(&mut self) {
+        if self.attempt.as_ref().is_some_and(|attempt| attempt.wire.is_empty()) {
+            self.request.forget_bytes();
+            self.give_back();
+        }
+    }
+
+    fn answer_complete(&mut self, surplus: bool, now: Instant) {
+        let Some(mut attempt) = self.attempt.take() else { return };
+        let Stage::Body { status, reusable, after, hold, .. } = attempt.stage else { return };
+        // A backend that answered before it had the whole request, or says more than one answer,
+        // is not to be trusted with another on the same connection.
+        let reusable = reusable && attempt.wire.is_empty() && !attempt.refused && !surplus;
+        self.orders.push_back(Order::Release { reusable });
+        if hold == Hold::Whole
+            && status != 404
+            && let Some(ticket) = attempt.ticket.take()
+        {
+            self.kept = Some(Kept { bytes: attempt.held, after });
+            self.phase = Phase::Asked;
+            self.orders.push_back(Order::AskAgain(ticket, Failure::Status(status)));
+            return;
+        }
+        if let Some(ticket) = attempt.ticket.take() {
+            self.orders.push_back(Order::Settle(ticket, Outcome::Done(status)));
+        }
+        if hold == Hold::Whole {
+            match self.instead.take() {
+                Some(refusal) if is_unknown_model(&attempt.held) => {
+                    return self.answer(&refusal.answer(self.request.shape()), now);
+                }
+                _ => self.out.append(&mut attempt.held),
+            }
+        }
+        self.answered(after, now);
+    }
+
+    pub(super) fn upstream_closed(&mut self, end: End, now: Instant) {
+        let Some(attempt) = &mut self.attempt else { return };
+        match &attempt.stage {
+            Stage::Head => {
+                let reused = attempt.link == Link::Open { reused: true };
+                let stale = reused && attempt.head.is_empty() && attempt.informational == 0;
+                let failure = match attempt.begun {
+                    _ if stale => Failure::Stale,
+                    true => Failure::Lost,
+                    // Nothing of the request was sent.
+                    false => Failure::Connect,
+                };
+                self.fail(failure);
+            }
+            Stage::Body { reader, framing, .. } if reader.may_close() && end == End::Closed => {
+                if *framing == ClientFraming::Rechunked {
+                    let last = b"0\r\n\r\n";
+                    if attempt.has_begun_answer() {
+                        self.out.extend_from_slice(last);
+                    } else {
+                        attempt.held.extend_from_slice(last);
+                    }
+                }
+                if matches!(attempt.stage, Stage::Body { hold: Hold::FirstByte, .. }) {
+                    self.answer_begins();
+                }
+                self.answer_complete(false, now);
+            }
+            Stage::Body { hold: Hold::No, .. } => self.answer_broken(Outcome::Broken, now),
+            Stage::Body { .. } => self.fail(Failure::Cut),
+        }
+    }
+
+    pub(super) fn upstream_timeout(&mut self, now: Instant) {
+        let Some(attempt) = &self.attempt else { return };
+        if attempt.has_begun_answer() {
+            self.answer_broken(Outcome::TimedOut, now);
+        } else {
+            let connecting = attempt.link == Link::Connecting;
+            self.fail(if connecting { Failure::Connect } else { Failure::Timeout });
+        }
+    }
+
+    /// Whether the end of the client's connection would now pass for a proper end of the answer. If
+    /// it must end here all the same it must be reset.
+    pub fn ends_by_close(&self) -> bool {
+        matches!(
+            self.attempt,
+            Some(Attempt { stage: Stage::Body { framing: ClientFraming::UntilClose, .. }, .. })
+        )
+    }
+
+    /// The answer had begun and cannot be completed: the client must see that it is broken.
+    fn answer_broken(&mut self, outcome: Outcome, now: Instant) {
+        let after = if self.ends_by_close() { After::Reset } else { After::Close };
+        self.drop_attempt(outcome);
+        self.answered(after, now);
+    }
+
+    /// There is no connection to the backend.
+    pub(super) fn unconnected(&mut self, failure: Failure) {
+        if self.attempt.as_ref().is_some_and(|attempt| !attempt.is_open()) {
+            self.fail(failure);
+        }
+    }
+
+    /// The backend failed before anything of its answer reached the client.
+    pub(super) fn fail(&mut self, failure: Failure) {
+        let Some(mut attempt) = self.attempt.take() else { return };
+        self.orders.push_back(Order::Release { reusable: false });
+        shrink(&mut attempt.held);
+        if let Some(ticket) = attempt.ticket.take() {
+            self.phase = Phase::Asked;
+            self.orders.push_back(Order::AskAgain(ticket, failure));
+        }
+    }
+}
+
+/// Whether the bytes so far can be the beginning of an answer. What cannot is not waited for.
+fn may_be_head(bytes: &[u8]) -> bool {
+    bytes.iter().zip(b"HTTP/1.").all(|(byte, expected)| byte == expected)
+}
+
+/// Where an answer's bytes go: on to the client, or into what is held.
+struct Flow<'a> {
+    held: &'a mut Vec<u8>,
+    out: &'a mut Vec<u8>,
+    pieces: &'a mut alloc::collections::VecDeque<Piece>,
+    hold: Hold,
+}
+
+impl Flow<'_> {
+    /// Where bytes of our own go.
+    fn own(&mut self) -> &mut Vec<u8> {
+        if self.hold == Hold::No { self.out } else { self.held }
+    }
+
+    /// Passes on a part of what was read.
+    fn read(&mut self, bytes: &[u8], read: Range<usize>) {
+        if read.is_empty() {
+        } else if self.hold == Hold::No {
+            self.pieces.push_back(Piece { own_until: self.out.len(), read });
+        } else {
+            self.held.extend_from_slice(&bytes[read]);
+        }
+    }
+}

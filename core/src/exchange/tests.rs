@@ -1,0 +1,11 @@
+//! The machine, driven by hand: every output in order, and then silence.
+
+mod breaking;
+mod failures;
+mod harness;
+mod leaving;
+mod own;
+mod requests;
+mod splits;
+mod stopping;
+mod texts;

@@ -1,0 +1,381 @@
+//! What we know of the backends: who exists, which models each serves, how it is, what it has in
+//! hand.
+//!
+//! Owns the facts; does not choose (see [`route`](crate::route)) and asks nothing by itself (see
+//! [`Engine`](crate::engine::Engine)).
+
+mod health;
+mod knowledge;
+mod load;
+mod names;
+mod rounds;
+
+pub(crate) use health::{Health, State};
+pub(crate) use load::Load;
+pub use load::Standing;
+pub(crate) use names::Lost;
+
+use crate::rng::Rng;
+use crate::time::Instant;
+use crate::wire::probe::{ModelCard, Probe, ProbeError};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt;
+use core::net::SocketAddr;
+use knowledge::FirstModel;
+use log::{info, warn};
+use names::{Model, Names};
+use rounds::Rounds;
+
+/// One vLLM server, for as long as this process lives: numbers are never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendId(pub u32);
+
+impl fmt::Display for BackendId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Where a backend listens.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Address {
+    /// An IP address and a port.
+    Tcp(SocketAddr),
+    /// A Unix socket, by its path.
+    Unix(String),
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{path}"),
+        }
+    }
+}
+
+/// Where and how to reach a backend.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendSpec {
+    /// Which of the operator's upstreams it came from; they are numbered in the order given.
+    pub upstream: u16,
+    /// Where it listens. Two specs of one address are one backend.
+    pub address: Address,
+    /// `Host` for requests that brought none: the upstream's `host[:port]`.
+    pub authority: String,
+    /// Path prefix of the upstream, put before each target: empty, or `/p` without a final slash.
+    pub prefix: String,
+}
+
+/// Backends known at once; what the upstreams' names resolve to beyond that is left out.
+const BACKENDS_MAX: usize = 4_096;
+
+/// One vLLM server and all that is known of it.
+#[derive(Debug)]
+pub(crate) struct Backend {
+    pub(crate) id: BackendId,
+    pub(crate) spec: Arc<BackendSpec>,
+    /// Every upstream that resolves to its address.
+    upstreams: BTreeSet<u16>,
+    pub(crate) health: Health,
+    /// The cards it listed last, in its order.
+    models: Vec<ModelCard>,
+    /// Whether it ever listed its models.
+    ever_listed: bool,
+    version: Option<String>,
+    pub(crate) load: Load,
+    /// No upstream resolves to it any more: it gets no more requests, and is forgotten once those
+    /// it has are settled.
+    leaving: bool,
+}
+
+impl Backend {
+    fn new(id: BackendId, found: Found<'_>, now: Instant) -> Self {
+        Self {
+            id,
+            spec: Arc::new(found.spec.clone()),
+            upstreams: found.upstreams,
+            health: Health::new(now),
+            models: Vec::new(),
+            ever_listed: false,
+            version: None,
+            load: Load::default(),
+            leaving: false,
+        }
+    }
+
+    /// Whether requests may go there.
+    pub(crate) fn serves(&self) -> bool {
+        !self.leaving && self.health.state().serves()
+    }
+
+    /// Whether it left and has nothing in hand.
+    pub(crate) const fn is_done(&self) -> bool {
+        self.leaving && self.load.is_idle()
+    }
+
+    /// Where it stands in lists: by the operator's order of upstreams, then by age.
+    fn place(&self) -> (u16, BackendId) {
+        (self.upstreams.first().copied().unwrap_or(self.spec.upstream), self.id)
+    }
+}
+
+/// The backends, the names they list, and the rounds in which they are asked.
+///
+/// Ids only grow, so a backend that left and came back is another one, without anything that was
+/// believed of the first.
+#[derive(Debug)]
+pub(crate) struct Fleet {
+    /// By id, ascending.
+    backends: Vec<Backend>,
+    next: u32,
+    names: Names,
+    rounds: Rounds,
+    /// Upstreams of which a backend has listed its models.
+    listed: BTreeSet<u16>,
+    first_model: Option<FirstModel>,
+    discovered: bool,
+    rng: Rng,
+    to_probe: VecDeque<BackendId>,
+    to_forget: VecDeque<BackendId>,
+}
+
+/// An address as it was found in a list of specs.
+struct Found<'a> {
+    spec: &'a BackendSpec,
+    upstreams: BTreeSet<u16>,
+    /// Whether another spec of this address has another prefix, which is not used.
+    clashes: bool,
+}
+
+impl Fleet {
+    /// A fleet of nobody.
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            backends: Vec::new(),
+            next: 0,
+            names: Names::default(),
+            rounds: Rounds::default(),
+            listed: BTreeSet::new(),
+            first_model: None,
+            discovered: false,
+            rng: Rng::new(seed),
+            to_probe: VecDeque::new(),
+            to_forget: VecDeque::new(),
+        }
+    }
+
+    pub(crate) fn backend(&self, id: BackendId) -> Option<&Backend> {
+        let at = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+        self.backends.get(at)
+    }
+
+    pub(crate) fn backend_mut(&mut self, id: BackendId) -> Option<&mut Backend> {
+        find(&mut self.backends, id)
+    }
+
+    /// A model by its name, with what choosing one of its backends needs.
+    pub(crate) fn model(&mut self, name: &str) -> Option<(Arc<str>, &mut Model, Backends<'_>)> {
+        let (name, model) = self.names.find(name)?;
+        Some((name, model, Backends(&mut self.backends)))
+    }
+
+    /// The whole list of backends, as the upstreams' names resolve now.
+    pub(crate) fn discovered(&mut self, specs: &[BackendSpec], now: Instant) {
+        let mut found = by_address(specs);
+        for at in 0..self.backends.len() {
+            let backend = &mut self.backends[at];
+            if backend.leaving {
+                continue;
+            }
+            let kept = found.iter().position(|found| found.spec.address == backend.spec.address);
+            let Some(kept) = kept else {
+                self.leave(at, now);
+                continue;
+            };
+            let kept = found.remove(kept);
+            if *backend.spec != *kept.spec {
+                backend.spec = Arc::new(kept.spec.clone());
+            }
+            backend.upstreams = kept.upstreams;
+            if backend.ever_listed {
+                self.listed.extend(&backend.upstreams);
+            }
+        }
+        self.sweep();
+        // Ids run out after 136 years of one new backend a second; they are not used twice then.
+        let ids = usize::try_from(u32::MAX - self.next).unwrap_or(usize::MAX);
+        let room = BACKENDS_MAX.saturating_sub(self.backends.len()).min(ids);
+        if found.len() > room {
+            warn!(left_out = found.len() - room; "too many backends");
+        }
+        for found in found.into_iter().take(room) {
+            if found.clashes {
+                let address = &found.spec.address;
+                warn!(address:%; "upstreams of one address are one backend, whatever their prefix");
+            }
+            let backend = Backend::new(BackendId(self.next), found, now);
+            self.next += 1;
+            info!(backend:% = backend.id, address:% = backend.spec.address; "backend discovered");
+            self.rounds.join(backend.id);
+            self.backends.push(backend);
+        }
+        if !self.discovered {
+            self.discovered = true;
+            self.rounds.begin(self.backends.iter().map(|backend| backend.id).collect(), now);
+        }
+        self.ask(now);
+    }
+
+    /// A backend's answer to a probe. Answers of backends that left change nothing.
+    pub(crate) fn probed(
+        &mut self,
+        id: BackendId,
+        result: Result<Probe, ProbeError>,
+        now: Instant,
+    ) {
+        let Some(backend) = find(&mut self.backends, id).filter(|backend| !backend.leaving) else {
+            return;
+        };
+        let before = backend.health.state();
+        let status = result.as_ref().map(|probe| probe.health);
+        let too_early = backend.health.probed(status, now, &mut self.rng);
+        backend.tell(before);
+        if let Ok(probe) = result {
+            // Who comes back is another process: whatever was believed of the former one ends
+            // here, but for its list of models where the new one may not be asked for it.
+            if before == State::Down || probe.version.is_some() {
+                backend.version = probe.version;
+            }
+            if let Some(cards) = probe.models {
+                self.list(id, cards);
+            }
+        }
+        if !too_early {
+            self.rounds.answered(id, now);
+        }
+        self.ask(now);
+    }
+
+    /// Traffic met a failure of a backend.
+    pub(crate) fn failed(&mut self, id: BackendId, now: Instant) {
+        if let Some(backend) = self.backend_mut(id) {
+            let before = backend.health.state();
+            backend.health.failed(now);
+            backend.tell(before);
+            self.ask(now);
+        }
+    }
+
+    /// A backend answered a request sent at `sent`.
+    pub(crate) fn answered(&mut self, id: BackendId, sent: Instant, now: Instant) {
+        if let Some(backend) = self.backend_mut(id) {
+            let before = backend.health.state();
+            backend.health.answered(sent, now);
+            backend.tell(before);
+        }
+    }
+
+    /// Queues a probe of every backend whose time has come.
+    pub(crate) fn ask(&mut self, now: Instant) {
+        for backend in &mut self.backends {
+            if !backend.leaving && backend.health.ask(now) {
+                self.to_probe.push_back(backend.id);
+            }
+        }
+    }
+
+    /// When the next probe is due.
+    pub(crate) fn next_probe(&self) -> Option<Instant> {
+        let staying = self.backends.iter().filter(|backend| !backend.leaving);
+        staying.filter_map(|backend| backend.health.due()).min()
+    }
+
+    /// The next backend to probe.
+    pub(crate) fn poll_probe(&mut self) -> Option<BackendId> {
+        self.to_probe.pop_front()
+    }
+
+    /// The next backend that is gone.
+    pub(crate) fn poll_forgotten(&mut self) -> Option<BackendId> {
+        self.to_forget.pop_front()
+    }
+
+    /// Forgets the backends that left and have nothing in hand.
+    pub(crate) fn sweep(&mut self) {
+        let gone = &mut self.to_forget;
+        self.backends.retain(|backend| {
+            let stays = !backend.is_done();
+            if !stays {
+                info!(backend:% = backend.id; "backend forgotten");
+                gone.push_back(backend.id);
+            }
+            stays
+        });
+    }
+
+    fn leave(&mut self, at: usize, now: Instant) {
+        let backend = &mut self.backends[at];
+        info!(backend:% = backend.id, address:% = backend.spec.address; "backend left");
+        backend.leaving = true;
+        for card in &backend.models {
+            self.names.remove(&card.id, backend.id, Lost::Left);
+        }
+        let id = backend.id;
+        self.to_probe.retain(|&queued| queued != id);
+        self.rounds.answered(id, now);
+    }
+}
+
+impl Backend {
+    /// Its base names and aliases, in its order.
+    pub(crate) fn bases(&self) -> impl Iterator<Item = &String> {
+        self.models.iter().filter(|card| card.parent.is_none()).map(|card| &card.id)
+    }
+
+    /// Logs a change of state.
+    fn tell(&self, before: State) {
+        let state = self.health.state();
+        if state != before {
+            info!(backend:% = self.id, address:% = self.spec.address; "{}", state.message());
+        }
+    }
+}
+
+/// The backends alone, lent while a model is.
+pub(crate) struct Backends<'a>(&'a mut Vec<Backend>);
+
+impl Backends<'_> {
+    pub(crate) fn find(&mut self, id: BackendId) -> Option<&mut Backend> {
+        find(self.0, id)
+    }
+}
+
+fn find(backends: &mut [Backend], id: BackendId) -> Option<&mut Backend> {
+    let at = backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+    backends.get_mut(at)
+}
+
+/// Each address once, as the first spec that names it says, with all upstreams that name it.
+fn by_address(specs: &[BackendSpec]) -> Vec<Found<'_>> {
+    let mut found: Vec<Found<'_>> = Vec::new();
+    let mut known: BTreeMap<&Address, usize> = BTreeMap::new();
+    for spec in specs {
+        match known.get(&spec.address) {
+            Some(&at) => {
+                let first = &mut found[at];
+                first.upstreams.insert(spec.upstream);
+                first.clashes |= first.spec.prefix != spec.prefix;
+            }
+            None => {
+                known.insert(&spec.address, found.len());
+                let upstreams = BTreeSet::from([spec.upstream]);
+                found.push(Found { spec, upstreams, clashes: false });
+            }
+        }
+    }
+    found
+}

@@ -1,0 +1,169 @@
+//! Names: every model name the fleet knows, and which backends list it.
+//!
+//! Owns the index from a name to its backends, and the memory of names whose backends are gone.
+//! Does not know whether a backend is up.
+
+use crate::fleet::BackendId;
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Names remembered after the last backend that listed them left. Each costs its length and about
+/// 200 bytes; a fleet that forgets more than this has gone through many thousand adapters, and
+/// the oldest of them are asked for no more.
+const REMEMBERED_MAX: usize = 10_000;
+
+/// Why a backend no longer has a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// It lists its models without this one: an adapter was unloaded, another model is served.
+    Unlisted,
+    /// It left the fleet, and may come back.
+    Left,
+}
+
+/// What is known of one name.
+#[derive(Debug, Default)]
+pub(crate) struct Model {
+    /// The backends that list it, or listed it when they were last heard, in order.
+    pub(crate) holders: Vec<BackendId>,
+    /// The one whose turn was last.
+    pub(crate) turn: Option<BackendId>,
+    /// Its place in the order of being remembered without a holder.
+    remembered: Option<u64>,
+}
+
+/// The index and the memory.
+#[derive(Debug, Default)]
+pub(crate) struct Names {
+    models: BTreeMap<Arc<str>, Model>,
+    remembered: BTreeMap<u64, Arc<str>>,
+    next: u64,
+}
+
+impl Names {
+    /// What is known of a name, with the copy of it that requests share.
+    pub(crate) fn find(&mut self, name: &str) -> Option<(Arc<str>, &mut Model)> {
+        let shared = Arc::clone(self.models.get_key_value(name)?.0);
+        Some((shared, self.models.get_mut(name)?))
+    }
+
+    /// Whether any backend lists the name or ever did.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.models.contains_key(name)
+    }
+
+    /// The backends of a name.
+    pub(crate) fn holders(&self, name: &str) -> &[BackendId] {
+        self.models.get(name).map_or(&[], |model| &model.holders)
+    }
+
+    /// A backend lists a name.
+    pub(crate) fn add(&mut self, name: &str, backend: BackendId) {
+        let model = match self.models.get_mut(name) {
+            Some(model) => model,
+            None => self.models.entry(Arc::from(name)).or_default(),
+        };
+        if let Some(order) = model.remembered.take() {
+            self.remembered.remove(&order);
+        }
+        if let Err(at) = model.holders.binary_search(&backend) {
+            model.holders.insert(at, backend);
+        }
+    }
+
+    /// A backend lost a name.
+    pub(crate) fn remove(&mut self, name: &str, backend: BackendId, why: Lost) {
+        let Some((shared, model)) = self.find(name) else {
+            return;
+        };
+        let Ok(at) = model.holders.binary_search(&backend) else {
+            return;
+        };
+        model.holders.remove(at);
+        if !model.holders.is_empty() {
+            return;
+        }
+        match why {
+            Lost::Unlisted => {
+                self.models.remove(name);
+            }
+            Lost::Left => {
+                let order = self.next;
+                if let Some(model) = self.models.get_mut(name) {
+                    model.remembered = Some(order);
+                }
+                self.next += 1;
+                self.remembered.insert(order, shared);
+                self.trim();
+            }
+        }
+    }
+
+    fn trim(&mut self) {
+        while self.remembered.len() > REMEMBERED_MAX {
+            if let Some((_, oldest)) = self.remembered.pop_first() {
+                self.models.remove(&oldest);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+
+    const A: BackendId = BackendId(3);
+    const B: BackendId = BackendId(7);
+
+    #[test]
+    fn holders_are_in_order_and_once() {
+        let mut names = Names::default();
+        for backend in [B, A, B] {
+            names.add("m", backend);
+        }
+        assert_eq!(names.holders("m"), [A, B]);
+        assert_eq!(names.holders("other"), []);
+    }
+
+    #[test]
+    fn a_name_that_the_last_holder_unlists_is_unknown() {
+        let mut names = Names::default();
+        names.add("m", A);
+        names.add("m", B);
+        names.remove("m", A, Lost::Unlisted);
+        assert!(names.knows("m"));
+        names.remove("m", A, Lost::Unlisted);
+        assert_eq!(names.holders("m"), [B]);
+        names.remove("m", B, Lost::Unlisted);
+        assert!(!names.knows("m"));
+    }
+
+    #[test]
+    fn a_name_whose_last_holder_left_is_remembered() {
+        let mut names = Names::default();
+        names.add("m", A);
+        names.remove("m", A, Lost::Left);
+        assert!(names.knows("m"));
+        assert_eq!(names.holders("m"), []);
+        names.add("m", B);
+        assert!(names.remembered.is_empty());
+        names.remove("m", B, Lost::Unlisted);
+        assert!(!names.knows("m"));
+    }
+
+    #[test]
+    fn the_memory_is_bounded_and_forgets_the_oldest() {
+        let mut names = Names::default();
+        names.add("held", A);
+        for number in 0..=REMEMBERED_MAX {
+            let name = format!("m{number}");
+            names.add(&name, B);
+            names.remove(&name, B, Lost::Left);
+        }
+        assert_eq!(names.remembered.len(), REMEMBERED_MAX);
+        assert_eq!(names.models.len(), REMEMBERED_MAX + 1);
+        assert!(!names.knows("m0") && names.knows("m1") && names.knows("held"));
+    }
+}

@@ -1,0 +1,110 @@
+//! The deciding half of vLLM Proxy, without any I/O.
+//!
+//! Two state machines know everything and can do nothing: the [`Engine`](engine::Engine) decides,
+//! an [`Exchange`](exchange::Exchange) carries one client connection. A runtime can do everything
+//! and decides nothing. A process has one engine, behind a lock that is held for microseconds, and
+//! some cores: a thread, an executor and a listener each.
+//!
+//! ```text
+//!           bytes, now                 questions, answers
+//!  client <============> Exchange <=====================> Engine <---> prober, replicas
+//!  backend <===========>    (one a connection)               (one a process)
+//!                     \______________ runtime _____________/
+//! ```
+//!
+//! # The way of a request
+//!
+//! listener -> [`exchange`]: the head is parsed ([`wire::head`]), the body is followed to its end
+//! ([`wire::body`]) and scanned ([`wire::scan`]) -> [`engine`]: which backends serve the model and
+//! are up ([`fleet`]), which of them has the least work in hand ([`route`]) -> the head is made
+//! anew ([`wire::forward`]) and goes to the backend with the body in one call -> the answer's head
+//! is held until the first byte of its body, then everything passes as it comes.
+//!
+//! # What lives where
+//!
+//! - [`time`], [`rng`]: an `Instant` without `now()`, chance without entropy.
+//! - [`config`]: plain data, valid once constructed.
+//! - [`wire`]: bytes to values and back. Knows nothing of backends.
+//! - [`fleet`]: what we know of the backends. Does not choose.
+//! - [`route`]: how we choose, and the words in which it is asked and answered.
+//! - [`engine`]: the front door of the deciding half.
+//! - [`exchange`]: the life of one client connection.
+//!
+//! # Driving an exchange
+//!
+//! Tell it what happened, carry out all that it wants done, wait for what it is interested in:
+//!
+//! ```
+//! use std::sync::Arc;
+//! use vllm_proxy_core::config::{Config, Limits};
+//! use vllm_proxy_core::engine::Engine;
+//! use vllm_proxy_core::exchange::{Exchange, Input, Output, Side};
+//! use vllm_proxy_core::time::Instant;
+//!
+//! let now = Instant::START;
+//! let mut engine = Engine::new(Config::default(), 7, now);
+//! let mut exchange = Exchange::new(Arc::new(Limits::default()), now);
+//! let mut sent = Vec::new();
+//!
+//! exchange.handle(Input::Received(Side::Client, b"GET /health HTTP/1.1\r\n\r\n"), now);
+//! while let Some(output) = exchange.poll_output() {
+//!     let told = match output {
+//!         Output::Send(Side::Client, bytes) => {
+//!             sent.extend_from_slice(bytes);
+//!             Input::Sent(Side::Client, bytes.len())
+//!         }
+//!         Output::Ask(request) => Input::Routed(engine.route(&request, now)),
+//!         _ => continue,
+//!     };
+//!     exchange.handle(told, now);
+//! }
+//! assert!(sent.starts_with(b"HTTP/1.1 400 Bad Request\r\n"), "the Host is missing");
+//! ```
+//!
+//! # Invariants
+//!
+//! **Invariant: no I/O.** The crate is `no_std` with `alloc` and forbids unsafe code: it cannot
+//! name a socket, a clock or a thread, and the compiler says so. There is no `async`, no `Rc` and
+//! no lock: `&mut self` is the lock.
+//!
+//! **Invariant: the same inputs give the same outputs,** on every machine: time is an argument,
+//! chance comes from a seed, hash maps are not iterated, costs are integers.
+//!
+//! **Invariant: a [`Ticket`](route::Ticket) is settled exactly once.** It is not `Clone`, and
+//! dropping an open one fails a debug assertion, so that load cannot leak. When a connection's task
+//! ends however it likes, [`Exchange::abandon`](exchange::Exchange::abandon) gives back what is
+//! held.
+//!
+//! **Invariant: only the engine tries again,** and never after a byte of an answer's body reached
+//! the client. A [`Failure`](route::Failure) says how far the request got.
+//!
+//! **Invariant: bytes belong to the runtime.** The core borrows what was read, and
+//! [`Relay`](exchange::Output::Relay) says which part of it goes on. It keeps requests, within
+//! [`Limits`](config::Limits); of an answer it keeps what is listed in [`exchange`].
+//!
+//! **Invariant: heads are sent from what was parsed,** never copied; what we do not understand we
+//! never forward.
+//!
+//! **Invariant: everything has a limit,** in [`Limits`](config::Limits) or as a constant beside
+//! its user, with the reason for it.
+//!
+//! **Invariant: imports point one way:** [`wire`], [`fleet`], [`route`], [`engine`]; [`exchange`]
+//! beside them sees only `wire` and the words of `route`. The words of `route` (who may answer,
+//! why not) are plain data that `wire`'s tables and answers name, too.
+
+#![no_std]
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+extern crate alloc;
+#[cfg(test)]
+extern crate std;
+
+pub mod config;
+pub mod engine;
+pub mod exchange;
+pub mod fleet;
+pub mod rng;
+pub mod route;
+pub mod time;
+pub mod wire;

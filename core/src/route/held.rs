@@ -1,0 +1,169 @@
+//! Held: what is kept of a request while a ticket for it is out, and when it may be sent again.
+//!
+//! Owns the rules of trying elsewhere. Does not know who else could take the request.
+
+use crate::fleet::BackendId;
+use crate::route::score::Work;
+use crate::route::{Failure, Retry};
+use crate::time::Instant;
+use alloc::sync::Arc;
+
+/// Backends that one request is sent to at most, one after another.
+pub(crate) const ATTEMPTS_MAX: usize = 3;
+/// Backends that see one request at most. A request that killed an engine may kill the next one,
+/// and what one backend answers with 500 or 503 a third will too: one other gets a try.
+const DELIVERIES_MAX: u8 = 2;
+
+/// A request while it is with a backend.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) backend: BackendId,
+    pub(crate) model: Arc<str>,
+    pub(crate) work: Work,
+    pub(crate) stream: bool,
+    pub(crate) retry: Retry,
+    /// This attempt's number among all attempts: queues are in this order.
+    pub(crate) dispatch: u64,
+    pub(crate) sent: Instant,
+    /// Whether this attempt was told to make a new connection.
+    pub(crate) fresh: bool,
+    pub(crate) tried: Tried,
+    /// Attempts that ended after the backend may have seen the request.
+    pub(crate) delivered: u8,
+}
+
+/// What a failed attempt leads to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// The same backend, on a new connection.
+    Same,
+    /// Another backend, if there is one.
+    Other,
+    /// Nothing.
+    GiveUp,
+}
+
+impl Held {
+    /// What comes after a failure, which is counted.
+    pub(crate) fn next(&mut self, why: Failure) -> Next {
+        let stale = matches!(why, Failure::Stale);
+        let harmless = match why {
+            // The request may have been seen through an idle connection that died; vLLM closes
+            // those after 5 s, so far more likely nobody read it.
+            Failure::Stale if !self.fresh => true,
+            Failure::Connect => true,
+            // Another backend would need a socket, too.
+            Failure::Timeout | Failure::NoSocket => return Next::GiveUp,
+            Failure::Stale
+            | Failure::Lost
+            | Failure::Cut
+            | Failure::Nonsense
+            | Failure::Status(_) => {
+                self.delivered = self.delivered.saturating_add(1);
+                false
+            }
+        };
+        let again = self.retry == Retry::BeforeFirstByte;
+        if stale && harmless {
+            return if again { Next::Same } else { Next::GiveUp };
+        }
+        let allowed = again || harmless;
+        if allowed && self.delivered < DELIVERIES_MAX && self.tried.len() < ATTEMPTS_MAX {
+            Next::Other
+        } else {
+            Next::GiveUp
+        }
+    }
+}
+
+/// The backends a request was sent to, in place.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tried {
+    backends: [Option<BackendId>; ATTEMPTS_MAX],
+}
+
+impl Tried {
+    /// Adds one; what does not fit is not kept, since nothing is tried after that.
+    pub(crate) fn push(&mut self, backend: BackendId) {
+        if let Some(free) = self.backends.iter_mut().find(|slot| slot.is_none()) {
+            *free = Some(backend);
+        }
+    }
+
+    pub(crate) fn contains(&self, backend: BackendId) -> bool {
+        self.backends.contains(&Some(backend))
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.backends.iter().flatten().count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    use Failure::{Connect, Cut, Lost, Nonsense, Stale, Status, Timeout};
+    use Next::{GiveUp, Other, Same};
+
+    /// Feeds failures to one request, each `Other` going to a new backend.
+    fn check(retry: Retry, failures: &[(Failure, Next)]) {
+        let fresh = retry == Retry::Never;
+        let mut tried = Tried::default();
+        tried.push(BackendId(0));
+        let mut held = Held {
+            backend: BackendId(0),
+            model: Arc::from("m"),
+            work: Work::of_prompt(0),
+            stream: true,
+            retry,
+            dispatch: 0,
+            sent: Instant::START,
+            fresh,
+            tried,
+            delivered: 0,
+        };
+        for (at, &(why, expected)) in failures.iter().enumerate() {
+            assert_eq!(held.next(why), expected, "failure {at}: {why:?}");
+            held.fresh = fresh || expected == Same;
+            if expected == Other {
+                held.tried.push(BackendId(at as u32 + 1));
+            }
+        }
+    }
+
+    #[rstest]
+    #[case::connect_three_attempts(&[(Connect, Other), (Connect, Other), (Connect, GiveUp)])]
+    #[case::lost_one_other(&[(Lost, Other), (Lost, GiveUp)])]
+    #[case::cut_one_other(&[(Cut, Other), (Cut, GiveUp)])]
+    #[case::status_one_other(&[(Status(503), Other), (Status(500), GiveUp)])]
+    #[case::nonsense_one_other(&[(Nonsense, Other), (Nonsense, GiveUp)])]
+    #[case::death_and_status_share_the_one(&[(Lost, Other), (Status(503), GiveUp)])]
+    #[case::status_and_death_share_the_one(&[(Status(500), Other), (Lost, GiveUp)])]
+    #[case::who_was_not_reached_saw_nothing(&[(Lost, Other), (Connect, Other), (Lost, GiveUp)])]
+    #[case::unreached_first(&[(Connect, Other), (Lost, Other), (Lost, GiveUp)])]
+    #[case::attempts_end(&[(Connect, Other), (Connect, Other), (Lost, GiveUp)])]
+    #[case::timeout(&[(Timeout, GiveUp)])]
+    #[case::timeout_later(&[(Connect, Other), (Timeout, GiveUp)])]
+    #[case::stale_is_no_attempt(
+        &[(Stale, Same), (Connect, Other), (Stale, Same), (Connect, Other), (Stale, Same), (Connect, GiveUp)]
+    )]
+    #[case::stale_and_lost(&[(Stale, Same), (Lost, Other), (Stale, Same), (Lost, GiveUp)])]
+    #[case::stale_once_an_attempt(&[(Stale, Same), (Stale, Other), (Lost, GiveUp)])]
+    fn before_the_first_byte(#[case] failures: &[(Failure, Next)]) {
+        check(Retry::BeforeFirstByte, failures);
+    }
+
+    #[rstest]
+    #[case::connect(&[(Connect, Other), (Connect, Other), (Connect, GiveUp)])]
+    #[case::lost(&[(Lost, GiveUp)])]
+    #[case::cut(&[(Cut, GiveUp)])]
+    #[case::status(&[(Status(503), GiveUp)])]
+    #[case::nonsense(&[(Nonsense, GiveUp)])]
+    #[case::stale(&[(Stale, GiveUp)])]
+    #[case::timeout(&[(Timeout, GiveUp)])]
+    fn never(#[case] failures: &[(Failure, Next)]) {
+        check(Retry::Never, failures);
+    }
+}

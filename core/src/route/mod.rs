@@ -1,0 +1,242 @@
+//! How we choose: the words in which a request is asked about and answered.
+//!
+//! Owns no state. [`Engine`](crate::engine::Engine) speaks these words to
+//! [`Exchange`](crate::exchange::Exchange); neither knows the other.
+
+mod held;
+mod pick;
+mod score;
+
+pub(crate) use held::{Held, Next, Tried};
+pub use pick::{Candidate, Question, pick};
+pub use score::{Cost, Work, cost};
+
+use crate::fleet::{BackendId, BackendSpec};
+use crate::time::{Duration, Instant};
+use crate::wire::answers::{Answer, Shape};
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Who can answer a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A backend that serves the request's model.
+    Backend,
+    /// The proxy: 200 while a backend is up, else 503, without a body.
+    Health,
+    /// The proxy: every model of every backend that is up.
+    Models,
+    /// The proxy: the backends' version, the lowest if they differ.
+    Version,
+}
+
+/// When a request may be sent to another backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    /// As long as nothing of an answer has reached the client.
+    BeforeFirstByte,
+    /// Only if nothing of it was sent: it has effects beyond compute, or names a backend's state.
+    Never,
+}
+
+/// What the engine is told of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestMeta<'a> {
+    /// Who can answer.
+    pub who: Who,
+    /// The model named; `None` where the request names none, `null` or an empty one.
+    pub model: Option<&'a str>,
+    /// Whether the answer comes as events.
+    pub stream: bool,
+    /// Length of the prompt, in bytes of JSON text; its tokens are estimated from that.
+    pub prompt_bytes: u64,
+    /// When it may be tried elsewhere.
+    pub retry: Retry,
+    /// When the whole request was there.
+    pub since: Instant,
+}
+
+/// One request's share of the budget of request bodies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// Bytes that it holds.
+    pub bytes: u64,
+    /// Whether it is the one that may hold more than there is: of several bodies of unknown length
+    /// that used the budget up, one must be able to go on, or all would wait for one another.
+    pub overdraft: bool,
+}
+
+/// What the engine says to a request.
+#[derive(Debug)]
+pub enum Decision {
+    /// Send it to a backend.
+    Forward(Route),
+    /// The proxy answers by itself.
+    Answer(Answer),
+    /// Nobody can take it.
+    Refuse(Refusal),
+    /// Not known yet (the first round of probes, or a refresh of the model lists, is under way):
+    /// ask again then.
+    Later(Instant),
+}
+
+/// A backend was chosen.
+#[derive(Debug)]
+pub struct Route {
+    /// Which one.
+    pub backend: BackendId,
+    /// Where and how to reach it.
+    pub spec: Arc<BackendSpec>,
+    /// Why this one.
+    pub reason: Reason,
+    /// Whether an idle connection will not do: the last one was stale, or the request must not
+    /// be sent twice.
+    pub fresh: bool,
+    /// Set where nobody serves the model, and the default model's backend is asked all the same:
+    /// it may object to something else first, as one vLLM would, or know the name after all. This
+    /// is to be said if it answers that the model does not exist, since it names its own only.
+    pub instead: Option<Refusal>,
+    /// To be given back, by [`Engine::finish`](crate::engine::Engine::finish) or `reroute`.
+    pub ticket: Ticket,
+}
+
+/// Why a backend was chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Only one could take it.
+    Only,
+    /// It had the least work in hand.
+    LeastWork,
+    /// It was its turn.
+    Turn,
+    /// The same one again: an idle connection to it had died.
+    Stale,
+}
+
+impl Reason {
+    /// One word, for logs and headers.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Only => "only",
+            Self::LeastWork => "least-work",
+            Self::Turn => "turn",
+            Self::Stale => "stale",
+        }
+    }
+}
+
+/// One request's share of a backend's load, held from [`Decision::Forward`] until it is settled.
+///
+/// Not `Clone`, and it must not be dropped: a lost ticket is load that never goes away, so a debug
+/// build asserts.
+#[derive(Debug)]
+#[must_use = "a ticket must be settled: Engine::finish or Engine::reroute"]
+pub struct Ticket {
+    id: u64,
+}
+
+impl Ticket {
+    pub(crate) const fn issue(id: u64) -> Self {
+        Self { id }
+    }
+
+    /// The request's number within this process.
+    pub const fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) const fn redeem(self) -> u64 {
+        let id = self.id;
+        core::mem::forget(self);
+        id
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        debug_assert!(false, "ticket {} was dropped unsettled", self.id);
+    }
+}
+
+/// What a backend did wrong, before anything of its answer reached the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// No connection could be made: refused, unreachable, timed out. Nothing was sent.
+    Connect,
+    /// No connection could be tried, since this process or machine has no descriptor, port or
+    /// memory for one. No backend's fault.
+    NoSocket,
+    /// An idle connection that was reused ended before a byte of the answer.
+    Stale,
+    /// A new connection ended before a byte of the answer.
+    Lost,
+    /// The answer ended after its head, before a byte of its body that was owed.
+    Cut,
+    /// The answer is not HTTP/1.1, or ambiguous.
+    Nonsense,
+    /// It answered 500 or 503.
+    Status(u16),
+    /// It sent nothing for the whole HTTP timeout. Never tried elsewhere.
+    Timeout,
+}
+
+/// How a ticket ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The whole answer passed, with this status.
+    Done(u16),
+    /// The client left first.
+    ClientGone,
+    /// The answer had begun and ended as broken.
+    Broken,
+    /// No byte came for the whole HTTP timeout, or the drain timeout passed.
+    TimedOut,
+}
+
+/// Why nobody takes a request. Each is answered in the shape of the route asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// 404: no backend serves a model of this name.
+    UnknownModel {
+        /// The name asked for.
+        model: String,
+        /// Every base name served, in the order of `/v1/models`.
+        bases: Vec<String>,
+    },
+    /// 503: backends of this model are known, and none is up.
+    ModelDown {
+        /// The name asked for.
+        model: String,
+    },
+    /// 503: some upstream has not listed its models yet, so nothing can be said of this one; or
+    /// no backend at all is up.
+    Starting,
+    /// 503: this proxy has no room for it: the budget of request bodies stayed used up, or there is
+    /// no descriptor or port left.
+    Busy,
+    /// 502: the backends that were tried gave no answer.
+    NoAnswer,
+    /// 504: the backend sent nothing for the whole HTTP timeout.
+    TimedOut,
+}
+
+impl Refusal {
+    /// The status that tells it.
+    pub const fn status(&self) -> u16 {
+        match self {
+            Self::UnknownModel { .. } => 404,
+            Self::ModelDown { .. } | Self::Starting | Self::Busy => 503,
+            Self::NoAnswer => 502,
+            Self::TimedOut => 504,
+        }
+    }
+
+    /// The whole answer, worded as vLLM words it for routes of this shape.
+    pub fn answer(&self, shape: Shape) -> Answer {
+        Answer::refusal(self, shape)
+    }
+}
+
+/// How long a request waits for the first round of probes, or for a refresh of the model lists.
+pub const KNOWLEDGE_WAIT: Duration = Duration::from_secs(2);

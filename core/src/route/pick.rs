@@ -1,0 +1,136 @@
+//! Pick: one of several candidates, by the operator's policy.
+//!
+//! Owns no state and allocates nothing; does not know why somebody is a candidate.
+
+use crate::config::Policy;
+use crate::fleet::{BackendId, Standing};
+use crate::route::Reason;
+use crate::route::score::{Work, cost};
+
+/// A backend that may take the request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Which one.
+    pub backend: BackendId,
+    /// What it has in hand.
+    pub in_hand: Standing,
+}
+
+/// What the choice depends on, besides the candidates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// The operator's policy.
+    pub policy: Policy,
+    /// What the request brings.
+    pub work: Work,
+    /// The request's number: ties rotate by it.
+    pub request: u64,
+    /// Whose turn it was last among the backends of this model.
+    pub last: Option<BackendId>,
+}
+
+/// Chooses; `None` if there is no candidate.
+pub fn pick(
+    question: Question,
+    candidates: impl Iterator<Item = Candidate>,
+) -> Option<(BackendId, Reason)> {
+    let mut several = false;
+    let candidates = candidates.enumerate().map(|(at, candidate)| {
+        several |= at > 0;
+        candidate
+    });
+    let chosen = match question.policy {
+        Policy::LeastLoad => candidates
+            .map(|one| cost(question.work, question.request, one.backend, one.in_hand))
+            .min()
+            .map(|cost| cost.backend),
+        // The next after the last one, by id; past the end, the first.
+        Policy::RoundRobin => candidates
+            .map(|one| (question.last.is_some_and(|last| one.backend <= last), one.backend))
+            .min()
+            .map(|(_, backend)| backend),
+    };
+    let reason = match question.policy {
+        Policy::LeastLoad | Policy::RoundRobin if !several => Reason::Only,
+        Policy::LeastLoad => Reason::LeastWork,
+        Policy::RoundRobin => Reason::Turn,
+    };
+    Some((chosen?, reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use rstest::rstest;
+
+    fn check(policy: Policy, request: u64, last: Option<u32>, queues: &[(u32, i64, u32)]) -> u32 {
+        let work = Work::of_prompt(400);
+        let question = Question { policy, work, request, last: last.map(BackendId) };
+        let candidates = queues.iter().map(|&(id, queued, in_flight)| Candidate {
+            backend: BackendId(id),
+            in_hand: Standing { queued, resident: 0, in_flight },
+        });
+        let forwards = pick(question, candidates.clone());
+        // The order of the candidates never matters.
+        assert_eq!(forwards, pick(question, candidates.rev()));
+        forwards.expect("there is a candidate").0.0
+    }
+
+    #[test]
+    fn nobody_is_chosen_of_nobody() {
+        let work = Work::of_prompt(0);
+        let question = Question { policy: Policy::LeastLoad, work, request: 0, last: None };
+        assert_eq!(pick(question, core::iter::empty()), None);
+    }
+
+    #[rstest]
+    #[case::the_only_one(&[(7, 1_000, 3)], 7)]
+    #[case::the_shortest_queue(&[(0, 3_000, 0), (1, 1_000, 0), (2, 2_000, 0)], 1)]
+    #[case::a_thousandth_of_a_token_decides(&[(0, 1_001, 0), (1, 1_000, 0)], 1)]
+    // Each request in flight costs 110 tokens to a request of 100.
+    #[case::requests_against_queue(&[(0, 0, 1), (1, 109_999, 0)], 1)]
+    #[case::equal_cost_fewer_in_flight(&[(0, 0, 1), (1, 110_000, 0)], 1)]
+    #[case::queue_against_requests(&[(0, 0, 1), (1, 110_001, 0)], 0)]
+    fn least_work_wins(#[case] queues: &[(u32, i64, u32)], #[case] expected: u32) {
+        assert_eq!(check(Policy::LeastLoad, 5, None, queues), expected);
+    }
+
+    #[test]
+    fn ties_rotate_and_do_not_move_when_another_joins() {
+        let three = [(0, 0, 0), (1, 0, 0), (2, 0, 0)];
+        let mut counts = [0; 3];
+        for request in 0..3_000 {
+            let of_two = check(Policy::LeastLoad, request, None, &three[..2]);
+            let of_three = check(Policy::LeastLoad, request, None, &three);
+            assert!(of_three == of_two || of_three == 2);
+            counts[of_three as usize] += 1;
+        }
+        assert!(counts.iter().all(|count| (900..1_100).contains(count)), "{counts:?}");
+    }
+
+    #[rstest]
+    #[case::first(None, 2)]
+    #[case::next(Some(2), 3)]
+    #[case::one_that_is_not_there(Some(4), 5)]
+    #[case::around(Some(5), 2)]
+    #[case::load_does_not_matter(Some(3), 5)]
+    fn turns_are_taken(#[case] last: Option<u32>, #[case] expected: u32) {
+        let queues = [(2, 9, 9), (3, 0, 0), (5, 999_999, 99)];
+        assert_eq!(check(Policy::RoundRobin, 0, last, &queues), expected);
+    }
+
+    #[rstest]
+    #[case::one(Policy::LeastLoad, 1, Reason::Only)]
+    #[case::one_turn(Policy::RoundRobin, 1, Reason::Only)]
+    #[case::two(Policy::LeastLoad, 2, Reason::LeastWork)]
+    #[case::two_turns(Policy::RoundRobin, 2, Reason::Turn)]
+    fn the_reason_is_told(#[case] policy: Policy, #[case] count: u32, #[case] reason: Reason) {
+        let work = Work::of_prompt(0);
+        let question = Question { policy, work, request: 0, last: None };
+        let in_hand = Standing::default();
+        let all: Vec<_> =
+            (0..count).map(|id| Candidate { backend: BackendId(id), in_hand }).collect();
+        assert_eq!(pick(question, all.into_iter()).map(|(_, reason)| reason), Some(reason));
+    }
+}

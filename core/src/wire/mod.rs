@@ -1,0 +1,9 @@
+//! Bytes to values and back. Knows nothing of backends.
+
+pub mod answers;
+pub mod body;
+pub mod forward;
+pub mod head;
+pub mod probe;
+pub mod routes;
+pub mod scan;

@@ -1,0 +1,155 @@
+//! A backend's answers to our own questions, turned into a [`Probe`].
+//!
+//! Knows their JSON; does not know who asks, or what follows. Backends are not trusted: what they
+//! list is bounded, and what does not look like a card is left out.
+
+use alloc::borrow::ToOwned;
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+/// Cards taken of one list. vLLM lists every adapter it has loaded; thousands are rare.
+const CARDS_MAX: usize = 10_000;
+/// Length of a name, in bytes: of a model, or of a version.
+const NAME_BYTES_MAX: usize = 4_096;
+
+/// What a round of questions to one backend brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Probe {
+    /// Status of `GET /health`.
+    pub health: u16,
+    /// The cards of `GET /v1/models`, in its order; `None` if that was not answered by a 200 that
+    /// parses (a 401, for one).
+    pub models: Option<Vec<ModelCard>>,
+    /// `GET /version`, if it was asked and answered.
+    pub version: Option<String>,
+}
+
+/// One card of `/v1/models`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ModelCard {
+    /// The name that requests use.
+    pub id: String,
+    /// The base model's name, for a LoRA adapter; `None` for a base name or alias.
+    pub parent: Option<String>,
+    /// The card as the backend wrote it, compact JSON.
+    pub raw: String,
+}
+
+/// Why a probe brought nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ProbeError {
+    /// No connection: refused, unreachable.
+    Connect,
+    /// A connection, and then an end, a reset or an answer that is not HTTP.
+    Broken,
+    /// No answer in time: of a busy server as well as of a dead one.
+    Timeout,
+}
+
+/// The cards of a `/v1/models` body, in its order; `None` if it is not such a list.
+pub fn parse_models(body: &[u8]) -> Option<Vec<ModelCard>> {
+    #[derive(Deserialize)]
+    struct List<'a> {
+        #[serde(borrow)]
+        data: Vec<&'a RawValue>,
+    }
+    let list: List<'_> = serde_json::from_slice(object(body)?).ok()?;
+    Some(list.data.into_iter().filter_map(card).take(CARDS_MAX).collect())
+}
+
+fn card(raw: &RawValue) -> Option<ModelCard> {
+    #[derive(Deserialize)]
+    struct Card<'a> {
+        id: String,
+        #[serde(borrow, default)]
+        parent: Option<&'a RawValue>,
+    }
+    let raw = raw.get();
+    object(raw.as_bytes())?;
+    let card: Card<'_> = serde_json::from_str(raw).ok()?;
+    let parent = card.parent.and_then(|parent| serde_json::from_str(parent.get()).ok());
+    let named = !card.id.is_empty() && card.id.len() <= NAME_BYTES_MAX;
+    named.then(|| ModelCard { id: card.id, parent, raw: raw.to_owned() })
+}
+
+/// The same text, if it can be a JSON object: serde reads structs from arrays as well.
+fn object(json: &[u8]) -> Option<&[u8]> {
+    json.trim_ascii_start().starts_with(b"{").then_some(json)
+}
+
+/// The version in a `/version` body.
+pub fn parse_version(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Body {
+        version: String,
+    }
+    let Body { version } = serde_json::from_slice(object(body)?).ok()?;
+    (!version.is_empty() && version.len() <= NAME_BYTES_MAX).then_some(version)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::format;
+    use rstest::rstest;
+
+    #[test]
+    fn cards_keep_their_text() {
+        let base = r#"{"id":"Qwen/Qwen3","object":"model","created":1,"owned_by":"vllm","root":"Qwen/Qwen3","parent":null,"max_model_len":40960,"permission":[{"id":"modelperm-1"}],"unheard_of":{"a":[1.50]}}"#;
+        let adapter = r#"{"id":"sql \"é\u00e9","parent":"Qwen/Qwen3","max_model_len":null}"#;
+        let body = format!(r#"{{"object":"list","more":0, "data" : [ {base} ,{adapter}]}}"#);
+        let cards = parse_models(body.as_bytes()).expect("a list");
+        assert_eq!(cards.len(), 2);
+        assert_eq!((cards[0].id.as_str(), cards[0].parent.as_deref()), ("Qwen/Qwen3", None));
+        assert_eq!(cards[0].raw, base);
+        let parent = cards[1].parent.as_deref();
+        assert_eq!((cards[1].id.as_str(), parent), ("sql \"éé", Some("Qwen/Qwen3")));
+        assert_eq!(cards[1].raw, adapter);
+    }
+
+    #[rstest]
+    #[case::empty(r#"{"data":[]}"#, Some(0))]
+    #[case::without_a_name(r#"{"data":[{"id":""},{},3,null,{"id":4},{"id":"a"}]}"#, Some(1))]
+    #[case::arrays_are_no_objects(r#"{"data":[["a",null],{"id":"a"}]}"#, Some(1))]
+    #[case::an_array(r#"[[{"id":"a"}]]"#, None)]
+    #[case::odd_parent(r#"{"data":[{"id":"a","parent":{"x":1}}]}"#, Some(1))]
+    #[case::a_field_twice(r#"{"data":[{"id":"a","id":"b"}]}"#, Some(0))]
+    #[case::not_a_list(r#"{"data":{"id":"a"}}"#, None)]
+    #[case::no_data(r#"{"object":"list"}"#, None)]
+    #[case::unauthorized(r#"{"error":"Unauthorized"}"#, None)]
+    #[case::cut_short(r#"{"data":[{"id":"a"}"#, None)]
+    #[case::bytes_behind(r#"{"data":[]}x"#, None)]
+    #[case::nothing("", None)]
+    fn lists(#[case] body: &str, #[case] count: Option<usize>) {
+        assert_eq!(parse_models(body.as_bytes()).map(|cards| cards.len()), count);
+    }
+
+    #[test]
+    fn hostile_lists_are_bounded() {
+        let many = format!(r#"{{"data":[{}{{"id":"z"}}]}}"#, r#"{"id":"a"},"#.repeat(CARDS_MAX));
+        assert_eq!(parse_models(many.as_bytes()).map(|cards| cards.len()), Some(CARDS_MAX));
+        let long = format!(r#"{{"data":[{{"id":"{}"}}]}}"#, "a".repeat(NAME_BYTES_MAX + 1));
+        assert_eq!(parse_models(long.as_bytes()).map(|cards| cards.len()), Some(0));
+        let deep = format!(r#"{{"data":[{}]}}"#, "[".repeat(1 << 20));
+        assert_eq!(parse_models(deep.as_bytes()), None);
+        let deep = format!(r#"{{"data":[{}{}]}}"#, "[".repeat(1 << 20), "]".repeat(1 << 20));
+        assert_eq!(parse_models(deep.as_bytes()).map(|cards| cards.len()), Some(0));
+        assert_eq!(parse_models(b"{\"data\":[{\"id\":\"\xff\"}]}"), None);
+    }
+
+    #[rstest]
+    #[case::plain(r#"{"version":"0.33.0"}"#, Some("0.33.0"))]
+    #[case::more_fields(
+        r#"{"a":[],"version":"0.33.1rc2.dev3+g1234"}"#,
+        Some("0.33.1rc2.dev3+g1234")
+    )]
+    #[case::empty(r#"{"version":""}"#, None)]
+    #[case::number(r#"{"version":1}"#, None)]
+    #[case::array(r#"["0.33.0"]"#, None)]
+    #[case::text("0.33.0", None)]
+    fn versions(#[case] body: &str, #[case] expected: Option<&str>) {
+        assert_eq!(parse_version(body.as_bytes()).as_deref(), expected);
+    }
+}
