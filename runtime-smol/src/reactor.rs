@@ -1,0 +1,491 @@
+//! Waiting: one edge-triggered epoll and one table of timers a thread.
+//!
+//! Knows descriptors and deadlines; does not know what is read or written. It takes the place of
+//! async-io's reactor on the data path, which arms a descriptor anew for each wait and re-arms a
+//! timerfd and an eventfd at each turn: 3.8 `epoll_ctl`, a `timerfd_settime` and a `read` per
+//! request, all gone here. A descriptor is registered once, and its readiness remembered.
+
+use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
+use rustix::event::{EventfdFlags, Timespec, eventfd};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
+
+/// Events taken from the kernel at a time.
+const EVENTS_MAX: usize = 256;
+/// Which event tells of a wake-up by another thread; no source has this key.
+const NOTIFIED: u64 = u64::MAX;
+
+/// One thread's reactor.
+#[derive(Debug)]
+pub(crate) struct Reactor {
+    epoll: OwnedFd,
+    notifier: Arc<Notifier>,
+    sources: RefCell<Sources>,
+    timers: RefCell<BTreeMap<(Instant, u64), Rc<Alarm>>>,
+    timers_made: Cell<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Sources {
+    slots: Vec<Option<Rc<Readiness>>>,
+    free: Vec<usize>,
+}
+
+/// What is known of one descriptor. A hint: it may say that a read brings something when it does
+/// not, never the other way round.
+#[derive(Debug, Default)]
+struct Readiness {
+    readable: Cell<bool>,
+    writable: Cell<bool>,
+    /// The peer closed its half, or there was an error: each read says so, without a new event.
+    ended: Cell<bool>,
+    reader: RefCell<Option<Waker>>,
+    writer: RefCell<Option<Waker>>,
+}
+
+/// A descriptor that is watched, from its registration to its drop.
+#[derive(Debug)]
+pub(crate) struct Source {
+    fd: OwnedFd,
+    key: usize,
+    readiness: Rc<Readiness>,
+    reactor: Rc<Reactor>,
+}
+
+impl Reactor {
+    pub(crate) fn new() -> io::Result<Rc<Self>> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC)?;
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let flags = EventFlags::IN | EventFlags::ET;
+        epoll::add(&epoll, &event, EventData::new_u64(NOTIFIED), flags)?;
+        let notifier =
+            Notifier { notified: AtomicBool::new(false), sleeping: AtomicBool::new(false), event };
+        Ok(Rc::new(Self {
+            epoll,
+            notifier: Arc::new(notifier),
+            sources: RefCell::default(),
+            timers: RefCell::default(),
+            timers_made: Cell::new(0),
+        }))
+    }
+
+    /// Watches a descriptor, which must not block.
+    pub(crate) fn watch(self: &Rc<Self>, fd: OwnedFd) -> io::Result<Source> {
+        let readiness = Rc::new(Readiness::default());
+        let mut sources = self.sources.borrow_mut();
+        let key = sources.free.pop().unwrap_or_else(|| {
+            sources.slots.push(None);
+            sources.slots.len() - 1
+        });
+        let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+        if let Err(error) = epoll::add(&self.epoll, &fd, EventData::new_u64(key as u64), flags) {
+            sources.free.push(key);
+            return Err(error.into());
+        }
+        sources.slots[key] = Some(readiness.clone());
+        Ok(Source { fd, key, readiness, reactor: self.clone() })
+    }
+
+    /// Runs a future, and whatever it drives, to its end.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        let waker = Waker::from(self.notifier.clone());
+        let mut cx = Context::from_waker(&waker);
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        loop {
+            self.notifier.notified.store(false, Ordering::SeqCst);
+            if let Poll::Ready(result) = future.as_mut().poll(&mut cx) {
+                return result;
+            }
+            self.turn(&mut events);
+        }
+    }
+
+    /// Waits for events unless there is work already, and wakes whom they concern.
+    fn turn(&self, events: &mut Vec<Event>) {
+        let notifier = &self.notifier;
+        notifier.sleeping.store(true, Ordering::SeqCst);
+        let timeout = if notifier.notified.load(Ordering::SeqCst) {
+            Some(Duration::ZERO)
+        } else {
+            let timers = self.timers.borrow();
+            timers.keys().next().map(|(at, _)| at.saturating_duration_since(Instant::now()))
+        };
+        let timespec = timeout.map(|timeout| Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        });
+        events.clear();
+        let waited =
+            epoll::wait(&self.epoll, rustix::buffer::spare_capacity(events), timespec.as_ref());
+        notifier.sleeping.store(false, Ordering::SeqCst);
+        match waited {
+            // Nothing else can go wrong with a descriptor of ours.
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => log::error!(error:% = error; "waiting for events failed"),
+        }
+        let sources = self.sources.borrow();
+        for event in events.iter() {
+            let key = event.data.u64();
+            if key == NOTIFIED {
+                notifier.clear();
+                continue;
+            }
+            let slot = usize::try_from(key).ok().and_then(|key| sources.slots.get(key));
+            if let Some(Some(readiness)) = slot {
+                readiness.tell(event.flags);
+            }
+        }
+        drop(sources);
+        self.ring();
+    }
+
+    /// Rings what is due.
+    fn ring(&self) {
+        let mut timers = self.timers.borrow_mut();
+        if timers.is_empty() {
+            return;
+        }
+        let now = Instant::now();
+        while let Some(entry) = timers.first_entry() {
+            if entry.key().0 > now {
+                break;
+            }
+            entry.remove().ring();
+        }
+    }
+
+    /// A timer that rings after `delay`.
+    pub(crate) fn after(self: &Rc<Self>, delay: Duration) -> Timer {
+        let mut timer = self.timer();
+        if let Some(at) = Instant::now().checked_add(delay) {
+            timer.set(at);
+        }
+        timer
+    }
+
+    /// A timer that is not set.
+    pub(crate) fn timer(self: &Rc<Self>) -> Timer {
+        Timer { reactor: self.clone(), set: None }
+    }
+}
+
+impl Readiness {
+    fn tell(&self, flags: EventFlags) {
+        let ended = EventFlags::RDHUP | EventFlags::HUP | EventFlags::ERR;
+        if flags.intersects(ended) {
+            self.ended.set(true);
+        }
+        if flags.intersects(ended | EventFlags::IN) {
+            self.readable.set(true);
+            wake(&self.reader);
+        }
+        if flags.intersects(EventFlags::OUT | EventFlags::HUP | EventFlags::ERR) {
+            self.writable.set(true);
+            wake(&self.writer);
+        }
+    }
+}
+
+fn wake(waiting: &RefCell<Option<Waker>>) {
+    if let Some(waker) = waiting.borrow_mut().take() {
+        waker.wake();
+    }
+}
+
+fn wait(ready: &Cell<bool>, waiting: &RefCell<Option<Waker>>, cx: &Context<'_>) -> Poll<()> {
+    if ready.get() {
+        return Poll::Ready(());
+    }
+    let mut waiting = waiting.borrow_mut();
+    match &*waiting {
+        Some(waker) if waker.will_wake(cx.waker()) => {}
+        _ => *waiting = Some(cx.waker().clone()),
+    }
+    Poll::Pending
+}
+
+impl Source {
+    /// Ready when a read may bring something, or the end.
+    pub(crate) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
+        wait(&self.readiness.readable, &self.readiness.reader, cx)
+    }
+
+    /// Ready when a write may take something, or fail.
+    pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
+        wait(&self.readiness.writable, &self.readiness.writer, cx)
+    }
+
+    /// Whether a read may bring something, as far as the last turn saw.
+    pub(crate) fn is_readable(&self) -> bool {
+        self.readiness.readable.get()
+    }
+
+    /// Tries a call that takes at most `wanted` bytes. `None` if there is nothing to be had.
+    pub(crate) fn try_read(
+        &self,
+        wanted: usize,
+        call: impl FnMut(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
+        let read = tried(&self.fd, call)?;
+        // Less than was asked for means that there was no more (epoll(7), question 9), but not
+        // that there is no end behind it.
+        if read.is_none_or(|read| read < wanted && !self.readiness.ended.get()) {
+            self.readiness.readable.set(false);
+        }
+        Ok(read)
+    }
+
+    /// Tries a call that gives at most `wanted` bytes. `None` if none were taken.
+    pub(crate) fn try_write(
+        &self,
+        wanted: usize,
+        call: impl FnMut(&OwnedFd) -> rustix::io::Result<usize>,
+    ) -> io::Result<Option<usize>> {
+        let written = tried(&self.fd, call)?;
+        if written.is_none_or(|written| written < wanted) {
+            self.readiness.writable.set(false);
+        }
+        Ok(written)
+    }
+}
+
+impl AsFd for Source {
+    fn as_fd(&self) -> rustix::fd::BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Source {
+    /// The close that follows takes the descriptor out of the epoll.
+    fn drop(&mut self) {
+        let mut sources = self.reactor.sources.borrow_mut();
+        sources.slots[self.key] = None;
+        sources.free.push(self.key);
+    }
+}
+
+fn tried<T>(
+    fd: &OwnedFd,
+    mut call: impl FnMut(&OwnedFd) -> rustix::io::Result<T>,
+) -> io::Result<Option<T>> {
+    loop {
+        return match call(fd) {
+            Ok(done) => Ok(Some(done)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(Errno::INTR) => continue,
+            Err(error) => Err(error.into()),
+        };
+    }
+}
+
+/// Wakes the thread, from wherever it is called.
+#[derive(Debug)]
+struct Notifier {
+    notified: AtomicBool,
+    sleeping: AtomicBool,
+    event: OwnedFd,
+}
+
+impl Notifier {
+    fn clear(&self) {
+        // Edge-triggered: an unread count would not hurt, but this one is ours to take.
+        let _ = rustix::io::read(&self.event, &mut [0; 8]);
+    }
+}
+
+impl Wake for Notifier {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        let first = !self.notified.swap(true, Ordering::SeqCst);
+        if first && self.sleeping.load(Ordering::SeqCst) {
+            // Fails only when the count is full, which wakes as well.
+            let _ = rustix::io::write(&self.event, &1_u64.to_ne_bytes());
+        }
+    }
+}
+
+/// What a set timer rings.
+#[derive(Debug, Default)]
+struct Alarm {
+    rung: Cell<bool>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Alarm {
+    fn ring(&self) {
+        self.rung.set(true);
+        wake(&self.waker);
+    }
+}
+
+/// Rings once for each time it is set.
+#[derive(Debug)]
+pub(crate) struct Timer {
+    reactor: Rc<Reactor>,
+    set: Option<((Instant, u64), Rc<Alarm>)>,
+}
+
+impl Timer {
+    /// Rings at `at` and no more when it was to ring.
+    pub(crate) fn set(&mut self, at: Instant) {
+        self.unset();
+        let number = self.reactor.timers_made.get() + 1;
+        self.reactor.timers_made.set(number);
+        let (key, alarm) = ((at, number), Rc::new(Alarm::default()));
+        self.reactor.timers.borrow_mut().insert(key, alarm.clone());
+        self.set = Some((key, alarm));
+    }
+
+    fn unset(&mut self) {
+        if let Some((key, alarm)) = self.set.take()
+            && !alarm.rung.get()
+        {
+            self.reactor.timers.borrow_mut().remove(&key);
+        }
+    }
+}
+
+impl Future for Timer {
+    type Output = ();
+
+    /// For ever pending while it is not set.
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some((_, alarm)) = &self.set else { return Poll::Pending };
+        if wait(&alarm.rung, &alarm.waker, cx).is_pending() {
+            return Poll::Pending;
+        }
+        self.set = None;
+        Poll::Ready(())
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.unset();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixStream;
+
+    fn pair(reactor: &Rc<Reactor>) -> (Source, UnixStream) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair");
+        ours.set_nonblocking(true).expect("a socket");
+        (reactor.watch(ours.into()).expect("watched"), theirs)
+    }
+
+    fn read(source: &Source, wanted: usize) -> Option<usize> {
+        let mut buffer = vec![0; wanted];
+        source.try_read(wanted, |fd| rustix::io::read(fd, &mut buffer[..])).expect("no error")
+    }
+
+    #[test]
+    fn bytes_and_the_end_behind_them_are_both_seen() {
+        let reactor = Reactor::new().expect("a reactor");
+        let (source, mut theirs) = pair(&reactor);
+        theirs.write_all(b"abc").expect("written");
+        drop(theirs);
+        reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
+        assert_eq!(read(&source, 100), Some(3));
+        reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
+        assert_eq!(read(&source, 100), Some(0));
+    }
+
+    #[test]
+    fn an_end_that_comes_after_the_bytes_were_read_is_seen() {
+        let reactor = Reactor::new().expect("a reactor");
+        let (source, mut theirs) = pair(&reactor);
+        theirs.write_all(b"abc").expect("written");
+        reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
+        assert_eq!(read(&source, 100), Some(3));
+        assert!(!source.is_readable());
+        drop(theirs);
+        reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
+        assert_eq!(read(&source, 100), Some(0));
+    }
+
+    #[test]
+    fn a_full_read_leaves_the_source_readable() {
+        let reactor = Reactor::new().expect("a reactor");
+        let (source, mut theirs) = pair(&reactor);
+        theirs.write_all(b"abcdef").expect("written");
+        reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
+        assert_eq!(read(&source, 3), Some(3));
+        assert!(source.is_readable());
+        assert_eq!(read(&source, 4), Some(3));
+        assert!(!source.is_readable());
+        assert_eq!(read(&source, 4), None);
+    }
+
+    #[test]
+    fn a_full_source_becomes_writable_when_the_peer_reads() {
+        let reactor = Reactor::new().expect("a reactor");
+        let (source, mut theirs) = pair(&reactor);
+        let chunk = [0; 4096];
+        let mut written = 0;
+        while let Some(more) =
+            source.try_write(chunk.len(), |fd| rustix::io::write(fd, &chunk)).expect("no error")
+        {
+            written += more;
+        }
+        let reader = std::thread::spawn(move || {
+            theirs.read_exact(&mut vec![0; written]).expect("read");
+            theirs
+        });
+        reactor.block_on(poll_fn(|cx| source.poll_writable(cx)));
+        reader.join().expect("joined");
+    }
+
+    #[test]
+    fn timers_ring_in_order_and_can_be_moved() {
+        let reactor = Reactor::new().expect("a reactor");
+        let start = Instant::now();
+        let mut moved = reactor.after(Duration::from_secs(3_600));
+        let mut late = reactor.after(Duration::from_millis(20));
+        moved.set(start + Duration::from_millis(5));
+        reactor.block_on(&mut moved);
+        assert!(start.elapsed() >= Duration::from_millis(5));
+        reactor.block_on(&mut late);
+        assert!(start.elapsed() >= Duration::from_millis(20));
+        drop((moved, late));
+        assert!(reactor.timers.borrow().is_empty());
+    }
+
+    #[test]
+    fn another_thread_can_wake_it() {
+        let reactor = Reactor::new().expect("a reactor");
+        let (sender, receiver) = smol::channel::bounded(1);
+        let thread = std::thread::spawn(move || sender.send_blocking(7));
+        assert_eq!(reactor.block_on(receiver.recv()), Ok(7));
+        assert!(thread.join().is_ok());
+    }
+
+    #[test]
+    fn slots_are_used_again() {
+        let reactor = Reactor::new().expect("a reactor");
+        for _ in 0..3 {
+            let (first, _theirs) = pair(&reactor);
+            let (second, _others) = pair(&reactor);
+            drop((first, second));
+        }
+        assert_eq!(reactor.sources.borrow().slots.len(), 2);
+    }
+}
