@@ -1,0 +1,375 @@
+//! The command line: what can be written, and what `--help` says about it.
+//!
+//! Takes every value as it was written and judges none: that is [`config`](crate::config)'s. Lets
+//! none of clap's own messages out, since they repeat values, and a value may hold a password.
+
+mod wording;
+
+use crate::usage::UsageError;
+use crate::{demo, mock};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+const ABOUT: &str = "One address for many vLLM servers: a load-balancing reverse proxy.";
+
+const LONG_ABOUT: &str = "\
+One address for many vLLM servers: a load-balancing reverse proxy.
+
+Clients cannot tell it from a single vLLM server that serves many models. Which models there are \
+it learns from the servers; every request goes to one that serves its model and has the least \
+work in hand.";
+
+const AFTER_HELP: &str = "\
+Examples:
+  vllm-proxy demo
+  vllm-proxy server http://gpu1:8000 http://gpu2:8000
+  vllm-proxy server --help
+
+Variables:
+  Every option can be set by the environment variable named with it. The option wins. All variables
+  are checked, those that an option overrides too; one that is set to nothing counts as not set.
+
+Exit status:
+  0  stopped cleanly
+  1  could not start (the port is taken), or was cut short by a second signal
+  2  the command line or a variable is wrong";
+
+const SERVER_AFTER_HELP: &str = "\
+Examples:
+  Two servers, any models:
+    vllm-proxy server http://gpu1:8000 http://gpu2:8000
+
+  All replicas behind one name, of a Kubernetes headless service for one; names are looked up again
+  every 10 seconds:
+    vllm-proxy server http://vllm.default.svc.cluster.local:8000
+
+  A local server on a Unix socket, and no waiting for lost ones longer than 5 minutes:
+    vllm-proxy -T 5 server unix:///run/vllm.sock
+
+  The same by variables, as in a container:
+    VLLM_PXY_UPSTREAMS=http://gpu1:8000,http://gpu2:8000 VLLM_PXY_PORT=80 vllm-proxy server
+
+Variables:
+  VLLM_PXY_BACKEND_KEY
+          The key that the proxy's own questions present to servers started with --api-key. Clients
+          bring their own. There is no option for it, since other users can read command lines.
+
+  Every option can be set by the environment variable named with it. The option wins. All variables
+  are checked, those that an option overrides too; one that is set to nothing counts as not set.
+
+Signals:
+  SIGTERM and SIGINT stop the proxy in order, see --drain-grace and --drain-timeout. A second one
+  ends it at once, with exit status 1.";
+
+const HEALTH_AFTER_HELP: &str = "\
+Examples:
+  vllm-proxy health
+  vllm-proxy health :8080
+  vllm-proxy health http://proxy.internal:8000
+
+  In a Dockerfile:
+    HEALTHCHECK CMD [\"vllm-proxy\", \"health\"]
+
+Exit status:
+  0  a proxy answers, and is healthy
+  1  it is not, or nobody answered within 5 seconds; one line on standard error says which
+  2  the command line or a variable is wrong";
+
+#[derive(Parser)]
+#[command(
+    name = "vllm-proxy",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_long_help = AFTER_HELP,
+    subcommand_required = true,
+    max_term_width = 100
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: GlobalArgs,
+    #[command(subcommand)]
+    command: Commands,
+}
+
+/// The subcommands as clap sees them. Global options are spelled out in each: clap's own "global"
+/// would forget what stood before the subcommand when something stands behind it.
+#[derive(Subcommand)]
+enum Commands {
+    /// Run the proxy
+    #[command(after_long_help = SERVER_AFTER_HELP)]
+    Server(With<ServerArgs>),
+    /// Print this program's README
+    Readme(With<NoArgs>),
+    // What these are is said where their options are.
+    Demo(With<demo::Args>),
+    Mock(With<mock::Args>),
+    /// Ask whether a proxy is healthy, for container health checks
+    ///
+    /// It is when GET /health answers 200 within 5 seconds.
+    #[command(after_long_help = HEALTH_AFTER_HELP)]
+    Health(With<HealthArgs>),
+}
+
+#[derive(Args)]
+struct With<A: Args> {
+    #[command(flatten)]
+    args: A,
+    #[command(flatten)]
+    globals: GlobalArgs,
+}
+
+#[derive(Args)]
+struct NoArgs {}
+
+/// What to do, and with what.
+pub(crate) enum Command {
+    Server(ServerArgs),
+    Readme,
+    Demo(demo::Args),
+    Mock(mock::Args),
+    Health(HealthArgs),
+}
+
+// Values are kept in the order written: the last one counts, all are checked. No `///` here and
+// below: clap would take it for what the subcommand is about.
+#[derive(Args, Default)]
+#[command(next_help_heading = "Global options (before or after the subcommand)")]
+pub(crate) struct GlobalArgs {
+    /// The Redis that proxies share what they know through
+    ///
+    /// redis://[user:password@]host[:port][/db], rediss:// for TLS, redis+unix:///path, `local` for
+    /// localhost:6379, or `off`: what the proxy learns stays in this process. A password belongs
+    /// into the variable, since other users can read command lines.
+    ///
+    /// [variable: VLLM_PXY_REDIS] [default: local]
+    #[arg(short = 'R', long, value_name = "CONN_URI")]
+    pub(crate) redis: Vec<OsString>,
+
+    /// Log more; twice, still more
+    ///
+    /// Each one is a level louder. Levels from the loudest: Loud (or 1), Verbose, Debug, Info,
+    /// Warning, Quiet (or Error, or 0). Requests are logged at Debug, changes of state at Info.
+    ///
+    /// [variable: VLLM_PXY_VERBOSITY, a level to start from, in any case] [default: Info]
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+
+    /// Log less; twice, still less
+    ///
+    /// Each one is a level quieter. Those before and after the subcommand add up, as do -v and -q.
+    ///
+    /// [variable: VLLM_PXY_VERBOSITY]
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) quiet: u8,
+
+    /// How log entries look: txt, json or yaml (or yml)
+    ///
+    /// txt is a line for people, json an object a line, yaml a document an entry. Entries go to
+    /// standard output.
+    ///
+    /// [variable: VLLM_PXY_LOGFORMAT] [default: txt on a terminal, else json]
+    #[arg(short = 'L', long, value_name = "SUFFIX")]
+    pub(crate) log_format: Vec<OsString>,
+
+    /// Minutes without a byte from a backend that owes an answer; then 504
+    ///
+    /// Never a limit on a whole response. Decimals are allowed, and 0 waits for ever.
+    ///
+    /// [variable: VLLM_PXY_HTTP_TIMEOUT] [default: 60]
+    #[arg(short = 'T', long, value_name = "MINS", allow_negative_numbers = true)]
+    pub(crate) http_timeout: Vec<OsString>,
+}
+
+#[derive(Args, Default)]
+pub(crate) struct ServerArgs {
+    /// The vLLM servers: http://host[:port][/prefix] or unix:///path
+    ///
+    /// Every address that a name resolves to is a backend of its own: the IPv4 ones if there are
+    /// any, else the IPv6 ones. Names are looked up again while the proxy runs. Without a port it
+    /// is 80.
+    ///
+    /// [variable: VLLM_PXY_UPSTREAMS, separated by commas or spaces] [required]
+    #[arg(value_name = "UPSTREAM")]
+    pub(crate) upstreams: Vec<OsString>,
+
+    /// Address to listen on; `::` for IPv4 and IPv6
+    ///
+    /// [variable: VLLM_PXY_HOST] [default: 0.0.0.0]
+    #[arg(short = 'H', long, help_heading = "Listening")]
+    pub(crate) host: Vec<OsString>,
+
+    /// Port to listen on
+    ///
+    /// 0 picks one, which the log entry `listening` tells.
+    ///
+    /// [variable: VLLM_PXY_PORT] [default: 8000]
+    #[arg(short, long, help_heading = "Listening", allow_negative_numbers = true)]
+    pub(crate) port: Vec<OsString>,
+
+    /// How a backend is chosen: least-load or round-robin
+    ///
+    /// least-load takes the one with the least work in hand among those that serve the model,
+    /// round-robin each in turn.
+    ///
+    /// [variable: VLLM_PXY_POLICY] [default: least-load]
+    #[arg(long, help_heading = "Choosing backends")]
+    pub(crate) policy: Vec<OsString>,
+
+    /// The model of requests that name none
+    ///
+    /// [variable: VLLM_PXY_DEFAULT_MODEL] [default: the first model of the first upstream]
+    #[arg(long, value_name = "NAME", help_heading = "Choosing backends")]
+    pub(crate) default_model: Vec<OsString>,
+
+    /// Largest request body; a larger one gets 413
+    ///
+    /// Bytes, or a number with KiB, MiB or GiB.
+    ///
+    /// [variable: VLLM_PXY_MAX_BODY] [default: 256MiB]
+    #[arg(long, value_name = "BYTES", help_heading = "Resources", allow_negative_numbers = true)]
+    pub(crate) max_body: Vec<OsString>,
+
+    /// All request bodies held at once; beyond it reading pauses
+    ///
+    /// Bytes, or a number with KiB, MiB or GiB. The default knows a container's limit.
+    ///
+    /// [variable: VLLM_PXY_BODY_MEMORY] [default: a quarter of the memory]
+    #[arg(long, value_name = "BYTES", help_heading = "Resources", allow_negative_numbers = true)]
+    pub(crate) body_memory: Vec<OsString>,
+
+    /// Event loop threads
+    ///
+    /// [variable: VLLM_PXY_THREADS] [default: the cores available]
+    #[arg(long, value_name = "N", help_heading = "Resources", allow_negative_numbers = true)]
+    pub(crate) threads: Vec<OsString>,
+
+    /// What moves the bytes: smol
+    ///
+    /// [variable: VLLM_PXY_RUNTIME] [default: smol]
+    #[arg(long, help_heading = "Resources")]
+    pub(crate) runtime: Vec<OsString>,
+
+    /// Seconds between a signal to stop and the end of listening
+    ///
+    /// Meanwhile /health says 503 and answers carry `Connection: close`, so that load balancers
+    /// turn away first. Decimals are allowed.
+    ///
+    /// [variable: VLLM_PXY_DRAIN_GRACE] [default: 5]
+    #[arg(long, value_name = "SECS", help_heading = "Stopping", allow_negative_numbers = true)]
+    pub(crate) drain_grace: Vec<OsString>,
+
+    /// Seconds that open requests get after that
+    ///
+    /// Decimals are allowed.
+    ///
+    /// [variable: VLLM_PXY_DRAIN_TIMEOUT] [default: 300]
+    #[arg(long, value_name = "SECS", help_heading = "Stopping", allow_negative_numbers = true)]
+    pub(crate) drain_timeout: Vec<OsString>,
+}
+
+#[derive(Args)]
+pub(crate) struct HealthArgs {
+    /// The proxy: host:port, :port, host or http://host:port
+    ///
+    /// What is left out is taken from VLLM_PXY_HOST and VLLM_PXY_PORT, and else from the default,
+    /// 127.0.0.1:8000. An address to listen on any interface stands for this machine.
+    pub(crate) addr: Option<OsString>,
+}
+
+impl GlobalArgs {
+    /// What stood before the subcommand, then what stood behind it.
+    fn followed_by(mut self, mut later: Self) -> Self {
+        self.redis.append(&mut later.redis);
+        self.verbose = self.verbose.saturating_add(later.verbose);
+        self.quiet = self.quiet.saturating_add(later.quiet);
+        self.log_format.append(&mut later.log_format);
+        self.http_timeout.append(&mut later.http_timeout);
+        self
+    }
+}
+
+/// Why there is nothing to run.
+pub(crate) enum Stop {
+    /// Help or version was asked for.
+    Told(clap::Error),
+    Wrong(UsageError),
+}
+
+impl Stop {
+    pub(crate) fn finish(&self) -> ExitCode {
+        match self {
+            Self::Told(text) => {
+                // Whoever closed standard output does not read it.
+                let _ = text.print();
+                ExitCode::SUCCESS
+            }
+            Self::Wrong(error) => complain(error, crate::USAGE),
+        }
+    }
+}
+
+pub(crate) fn parse(
+    arguments: impl IntoIterator<Item = OsString>,
+) -> Result<(GlobalArgs, Command), Stop> {
+    let cli = Cli::try_parse_from(arguments).map_err(|error| {
+        if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+            Stop::Told(error)
+        } else {
+            Stop::Wrong(wording::of(&error, &<Cli as clap::CommandFactory>::command()))
+        }
+    })?;
+    let (later, command) = match cli.command {
+        Commands::Server(With { args, globals }) => (globals, Command::Server(args)),
+        Commands::Readme(With { args: NoArgs {}, globals }) => (globals, Command::Readme),
+        Commands::Demo(With { args, globals }) => (globals, Command::Demo(args)),
+        Commands::Mock(With { args, globals }) => (globals, Command::Mock(args)),
+        Commands::Health(With { args, globals }) => (globals, Command::Health(args)),
+    };
+    Ok((cli.globals.followed_by(later), command))
+}
+
+/// Prints to standard output, for a reader who may not stay to the end.
+pub(crate) fn print(text: &str) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            complain(&format_args!("cannot print: {error}"), crate::FAILED)
+        }
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// One line on standard error.
+pub(crate) fn complain(error: &dyn Display, status: u8) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "vllm-proxy: {error}");
+    ExitCode::from(status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<(GlobalArgs, Command), Stop> {
+        parse(line.split(' ').map(OsString::from))
+    }
+
+    #[test]
+    fn the_definition_is_consistent() {
+        <Cli as clap::CommandFactory>::command().debug_assert();
+    }
+
+    #[test]
+    fn global_options_of_both_places_add_up() {
+        let line = "vllm-proxy -vv -q -T 1 -L json server -v --verbose -T 2 -L txt http://a";
+        let Ok((globals, Command::Server(server))) = parsed(line) else { panic!("not parsed") };
+        assert_eq!((globals.verbose, globals.quiet), (4, 1));
+        assert_eq!(globals.http_timeout, ["1", "2"]);
+        assert_eq!(globals.log_format, ["json", "txt"]);
+        assert_eq!(server.upstreams, ["http://a"]);
+    }
+}

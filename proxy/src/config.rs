@@ -1,0 +1,350 @@
+//! From what was written to what is meant: every option and variable is checked here, once, before
+//! a port is bound.
+//!
+//! Knows names and defaults; how a value is read is told by [`values`](crate::values),
+//! [`upstream`](crate::upstream) and [`redis_url`](crate::redis_url).
+
+use crate::cli::{GlobalArgs, HealthArgs, ServerArgs};
+use crate::health::Address;
+use crate::logging::{Format, Level};
+use crate::redis_url::Redis;
+use crate::secret::Secret;
+use crate::upstream::{self, Upstream};
+use crate::usage::{Invalid, UsageError};
+use crate::values::{self, Host};
+use std::ffi::{OsStr, OsString};
+use std::io::IsTerminal;
+use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroUsize;
+use std::time::Duration;
+use vllm_proxy_core::config::Policy;
+
+const DEFAULT_HOST: Host = Host::Ip(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+const DEFAULT_PORT: u16 = 8000;
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What all subcommands share.
+#[derive(Debug)]
+pub(crate) struct Globals {
+    pub(crate) redis: Redis,
+    pub(crate) level: Level,
+    pub(crate) log_format: Format,
+    /// `None`: never.
+    pub(crate) http_timeout: Option<Duration>,
+}
+
+/// What `server` is to do.
+#[derive(Debug)]
+pub(crate) struct Server {
+    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) host: Host,
+    pub(crate) port: u16,
+    pub(crate) runtime: Runtime,
+    /// `None`: as many as there are cores.
+    pub(crate) threads: Option<NonZeroUsize>,
+    pub(crate) policy: Policy,
+    /// `None`: the first model of the first upstream.
+    pub(crate) default_model: Option<String>,
+    pub(crate) max_body: u64,
+    /// `None`: a share of the machine's memory.
+    pub(crate) body_memory: Option<u64>,
+    pub(crate) drain_grace: Duration,
+    pub(crate) drain_timeout: Duration,
+    pub(crate) backend_key: Option<Secret>,
+}
+
+/// The front ends built in, the default first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runtime {
+    #[cfg(feature = "smol")]
+    Smol,
+}
+
+#[cfg(not(feature = "smol"))]
+compile_error!("a proxy needs a runtime: build with `--features smol`");
+
+impl Runtime {
+    const ALL: &[Self] = &[
+        #[cfg(feature = "smol")]
+        Self::Smol,
+    ];
+
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            #[cfg(feature = "smol")]
+            Self::Smol => "smol",
+        }
+    }
+}
+
+pub(crate) const fn policy_name(policy: Policy) -> &'static str {
+    match policy {
+        Policy::LeastLoad => "least-load",
+        Policy::RoundRobin => "round-robin",
+    }
+}
+
+/// Where variables come from.
+pub(crate) type Environment<'a> = &'a dyn Fn(&str) -> Option<OsString>;
+
+/// The process's own variables. One that is set to nothing counts as not set.
+pub(crate) fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// No variables, for what is to work whatever they say.
+pub(crate) const fn no_environment(_name: &str) -> Option<OsString> {
+    None
+}
+
+pub(crate) fn server(
+    globals: &GlobalArgs,
+    args: &ServerArgs,
+    env: Environment<'_>,
+) -> Result<(Globals, Server), UsageError> {
+    let (globals, server) = everything(globals, args, env)?;
+    if server.upstreams.is_empty() {
+        return Err(UsageError::new(
+            "missing UPSTREAM: expected at least one http://host[:port][/prefix] or unix:///path, \
+             as an argument or in VLLM_PXY_UPSTREAMS",
+        ));
+    }
+    Ok((globals, server))
+}
+
+pub(crate) fn health(
+    globals: &GlobalArgs,
+    args: &HealthArgs,
+    env: Environment<'_>,
+) -> Result<Address, UsageError> {
+    let (_, server) = everything(globals, &ServerArgs::default(), env)?;
+    let here = Address { host: server.host, port: server.port };
+    let given: Vec<_> = args.addr.iter().cloned().collect();
+    let parse = |text: &str| Address::parse(text, &here);
+    let address = last_of(&given, "ADDR", &parse)?;
+    Ok(address.unwrap_or_else(|| here.clone()).reachable())
+}
+
+/// Checks the whole of the environment and the global options, for subcommands that have their own
+/// ways otherwise.
+pub(crate) fn globals(globals: &GlobalArgs, env: Environment<'_>) -> Result<Globals, UsageError> {
+    everything(globals, &ServerArgs::default(), env).map(|(globals, _)| globals)
+}
+
+fn everything(
+    globals: &GlobalArgs,
+    args: &ServerArgs,
+    env: Environment<'_>,
+) -> Result<(Globals, Server), UsageError> {
+    let read = Reader { env };
+    let level = read.variable("VLLM_PXY_VERBOSITY", &Level::parse)?.unwrap_or(Level::Info);
+    let format = read.value(&globals.log_format, LOG_FORMAT, &Format::parse)?;
+    let timeout = read.value(&globals.http_timeout, HTTP_TIMEOUT, &values::http_timeout)?;
+    let globals = Globals {
+        redis: read.value(&globals.redis, REDIS, &Redis::parse)?.unwrap_or_else(Redis::local),
+        level: level.louder(i32::from(globals.verbose) - i32::from(globals.quiet)),
+        log_format: format.unwrap_or_else(|| Format::usual(std::io::stdout().is_terminal())),
+        http_timeout: timeout.unwrap_or(Some(60 * MINUTE)),
+    };
+    let grace = read.value(&args.drain_grace, DRAIN_GRACE, &values::seconds)?;
+    let drain = read.value(&args.drain_timeout, DRAIN_TIMEOUT, &values::seconds)?;
+    let server = Server {
+        upstreams: upstreams(args, env)?,
+        host: read.value(&args.host, HOST, &values::listen_host)?.unwrap_or(DEFAULT_HOST),
+        port: read.value(&args.port, PORT, &values::listen_port)?.unwrap_or(DEFAULT_PORT),
+        runtime: read.value(&args.runtime, RUNTIME, &runtime)?.unwrap_or(Runtime::ALL[0]),
+        threads: read.value(&args.threads, THREADS, &values::threads)?,
+        policy: read.value(&args.policy, POLICY, &policy)?.unwrap_or_default(),
+        default_model: read.value(&args.default_model, DEFAULT_MODEL, &values::model)?,
+        max_body: read.value(&args.max_body, MAX_BODY, &values::size)?.unwrap_or(256 << 20),
+        body_memory: read.value(&args.body_memory, BODY_MEMORY, &values::size)?,
+        drain_grace: grace.unwrap_or(Duration::from_secs(5)),
+        drain_timeout: drain.unwrap_or(Duration::from_secs(300)),
+        backend_key: read.variable("VLLM_PXY_BACKEND_KEY", &backend_key)?,
+    };
+    Ok((globals, server))
+}
+
+/// An option and its variable.
+type Names = (&'static str, &'static str);
+
+const REDIS: Names = ("--redis", "VLLM_PXY_REDIS");
+const LOG_FORMAT: Names = ("--log-format", "VLLM_PXY_LOGFORMAT");
+const HTTP_TIMEOUT: Names = ("--http-timeout", "VLLM_PXY_HTTP_TIMEOUT");
+const UPSTREAMS: Names = ("UPSTREAM", "VLLM_PXY_UPSTREAMS");
+const HOST: Names = ("--host", "VLLM_PXY_HOST");
+const PORT: Names = ("--port", "VLLM_PXY_PORT");
+const RUNTIME: Names = ("--runtime", "VLLM_PXY_RUNTIME");
+const THREADS: Names = ("--threads", "VLLM_PXY_THREADS");
+const POLICY: Names = ("--policy", "VLLM_PXY_POLICY");
+const DEFAULT_MODEL: Names = ("--default-model", "VLLM_PXY_DEFAULT_MODEL");
+const MAX_BODY: Names = ("--max-body", "VLLM_PXY_MAX_BODY");
+const BODY_MEMORY: Names = ("--body-memory", "VLLM_PXY_BODY_MEMORY");
+const DRAIN_GRACE: Names = ("--drain-grace", "VLLM_PXY_DRAIN_GRACE");
+const DRAIN_TIMEOUT: Names = ("--drain-timeout", "VLLM_PXY_DRAIN_TIMEOUT");
+
+type Parse<'a, T> = &'a dyn Fn(&str) -> Result<T, Invalid>;
+
+struct Reader<'a> {
+    env: Environment<'a>,
+}
+
+impl Reader<'_> {
+    /// The option's value, else the variable's. Both are checked.
+    fn value<T>(
+        &self,
+        written: &[OsString],
+        (option, variable): Names,
+        parse: Parse<'_, T>,
+    ) -> Result<Option<T>, UsageError> {
+        let variable = self.variable(variable, parse)?;
+        Ok(last_of(written, option, parse)?.or(variable))
+    }
+
+    fn variable<T>(&self, name: &str, parse: Parse<'_, T>) -> Result<Option<T>, UsageError> {
+        last_of((self.env)(name).as_slice(), name, parse)
+    }
+}
+
+/// Checks all, returns the last.
+fn last_of<T>(
+    written: &[OsString],
+    culprit: &str,
+    parse: Parse<'_, T>,
+) -> Result<Option<T>, UsageError> {
+    let mut last = None;
+    for value in written {
+        let text = text(value, culprit)?;
+        last = Some(parse(text).map_err(|invalid| UsageError::value(culprit, text, &invalid))?);
+    }
+    Ok(last)
+}
+
+/// What is no UTF-8 is not shown: it may be a part of anything.
+fn text<'a>(value: &'a OsStr, culprit: &str) -> Result<&'a str, UsageError> {
+    value.to_str().ok_or_else(|| {
+        UsageError::value(culprit, "...", &Invalid::expected("text, this is no UTF-8"))
+    })
+}
+
+fn upstreams(args: &ServerArgs, env: Environment<'_>) -> Result<Vec<Upstream>, UsageError> {
+    let (argument, variable) = UPSTREAMS;
+    let parse = |culprit: &str, items: &[&str]| {
+        upstream::parse_all(items)
+            .map_err(|(item, invalid)| UsageError::value(culprit, &item, &invalid))
+    };
+    let mut upstreams = Vec::new();
+    if let Some(value) = env(variable) {
+        let items: Vec<_> = text(&value, variable)?
+            .split(|c: char| c == ',' || c.is_whitespace())
+            .filter(|item| !item.is_empty())
+            .collect();
+        upstreams = parse(variable, &items)?;
+    }
+    if !args.upstreams.is_empty() {
+        let items: Vec<_> =
+            args.upstreams.iter().map(|value| text(value, argument)).collect::<Result<_, _>>()?;
+        upstreams = parse(argument, &items)?;
+    }
+    Ok(upstreams)
+}
+
+fn runtime(text: &str) -> Result<Runtime, Invalid> {
+    let names: Vec<_> = Runtime::ALL.iter().map(|runtime| runtime.name()).collect();
+    let found = Runtime::ALL.iter().find(|runtime| runtime.name() == text).copied();
+    found.ok_or_else(|| Invalid::expected(format!("{} (built in)", names.join(" or "))))
+}
+
+fn policy(text: &str) -> Result<Policy, Invalid> {
+    [Policy::LeastLoad, Policy::RoundRobin]
+        .into_iter()
+        .find(|policy| policy_name(*policy) == text)
+        .ok_or_else(|| Invalid::expected("least-load or round-robin"))
+}
+
+/// What can stand in a header.
+fn backend_key(text: &str) -> Result<Secret, Invalid> {
+    if text.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return Ok(Secret::new(text.to_owned()));
+    }
+    Err(Invalid::shown_as("...".to_owned(), "visible ASCII characters, without spaces"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::{self, Command};
+    use rstest::rstest;
+
+    /// The configuration of `vllm-proxy <line>` among these variables.
+    fn configured(line: &str, variables: &[(&str, &str)]) -> Result<(Globals, Server), UsageError> {
+        let arguments = ["vllm-proxy"].into_iter().chain(line.split_whitespace());
+        let Ok((globals, Command::Server(args))) = cli::parse(arguments.map(OsString::from)) else {
+            panic!("cannot parse {line}");
+        };
+        let env = |name: &str| {
+            variables.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value))
+        };
+        server(&globals, &args, &env)
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let (globals, server) = configured("server http://a", &[]).unwrap();
+        assert_eq!(globals.redis, Redis::local());
+        assert_eq!(globals.level, Level::Info);
+        assert_eq!(globals.http_timeout, Some(Duration::from_secs(3600)));
+        assert_eq!((server.host, server.port), (DEFAULT_HOST, 8000));
+        assert_eq!(server.policy, Policy::LeastLoad);
+        assert_eq!(server.max_body, 256 << 20);
+        assert_eq!(server.drain_grace, Duration::from_secs(5));
+        assert_eq!(server.drain_timeout, Duration::from_secs(300));
+    }
+
+    #[rstest]
+    #[case::default("server http://a", None, Level::Info)]
+    #[case::variable("server http://a", Some("deBUG"), Level::Debug)]
+    #[case::steps_from_the_variable("-v server -v http://a", Some("Warning"), Level::Debug)]
+    #[case::both_ways("-vvv server -q http://a", None, Level::Verbose)]
+    #[case::clamped_loud("-vvvvvvvvvv server http://a", None, Level::Loud)]
+    #[case::clamped_quiet("server http://a -qqqq -q -q", None, Level::Quiet)]
+    fn levels(#[case] line: &str, #[case] variable: Option<&str>, #[case] level: Level) {
+        let variables: Vec<_> =
+            variable.map(|value| ("VLLM_PXY_VERBOSITY", value)).into_iter().collect();
+        assert_eq!(configured(line, &variables).unwrap().0.level, level);
+    }
+
+    #[test]
+    fn the_option_wins_and_the_last_of_several() {
+        let variables = [("VLLM_PXY_PORT", "1"), ("VLLM_PXY_UPSTREAMS", "http://b, http://c")];
+        let (_, server) = configured("server --port 2 -p 3 http://a", &variables).unwrap();
+        assert_eq!(server.port, 3);
+        assert_eq!(server.upstreams.len(), 1);
+        let (_, server) = configured("server", &variables).unwrap();
+        assert_eq!(server.port, 1);
+        assert_eq!(server.upstreams.len(), 2);
+    }
+
+    #[rstest]
+    #[case::variable("server --port 2 http://a", "VLLM_PXY_PORT", "x")]
+    #[case::upstreams("server http://a", "VLLM_PXY_UPSTREAMS", "x")]
+    fn what_is_overridden_is_checked(#[case] line: &str, #[case] name: &str, #[case] value: &str) {
+        let error = configured(line, &[(name, value)]).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("invalid value `{value}` for {name}: ")), "{error}");
+    }
+
+    #[test]
+    fn an_earlier_option_is_checked() {
+        let error = configured("server -p x -p 3 http://a", &[]).unwrap_err().to_string();
+        assert!(error.starts_with("invalid value `x` for --port: expected"), "{error}");
+    }
+
+    #[test]
+    fn nothing_debugs_a_secret() {
+        let variables =
+            [("VLLM_PXY_BACKEND_KEY", "hunter2"), ("VLLM_PXY_REDIS", "redis://me:hunter2@cache")];
+        let (globals, server) = configured("server http://a", &variables).unwrap();
+        assert!(server.backend_key.is_some());
+        assert!(!format!("{globals:?} {server:?} {}", globals.redis).contains("hunter2"));
+    }
+}

@@ -1,0 +1,274 @@
+//! `vllm-proxy mock`: one simulated vLLM server, for trying routing without a GPU and for tests.
+//!
+//! Owns the options, the start and the end. What the model says and how long it takes comes from
+//! `vllm-proxy-sim`; how vLLM words it lies in the files below. Nothing here knows the proxy, and
+//! its HTTP is not the proxy's own, so that it is an independent witness in tests.
+
+mod answers;
+mod anthropic;
+mod check;
+mod connection;
+mod dialect;
+mod engine;
+mod events;
+mod generate;
+mod metrics;
+mod openai;
+mod orders;
+mod prompt;
+mod request;
+mod responses;
+mod routes;
+
+use crate::stop;
+use clap::builder::RangedU64ValueParser;
+use http_types::StatusCode;
+use smol::channel::{Receiver, Sender, bounded};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+use vllm_proxy_sim::faults::Chances;
+use vllm_proxy_sim::reply::Pace;
+
+const AFTER_HELP: &str = "\
+Text:
+  The model says three-letter words that follow from the prompt and --seed: the same request gets
+  the same text, wherever it runs. Four bytes of text are one token, in prompts and in answers.
+
+Timing:
+  A prompt is read at --prefill-tps, one at a time; --ttft-ms later comes the first token, and then
+  one every --itl-ms. A client that leaves ends its request at once.
+
+Orders within a request:
+  The JSON field \"mock\" of a request, which a real vLLM ignores, overrides the options:
+    \"ttft_ms\": N    in place of --ttft-ms and of reading the prompt
+    \"itl_ms\": N     in place of --itl-ms
+    \"tokens\": N     in place of --tokens
+    \"fail\": FAULT   one of
+      500, 503, ..   an error answer with this status, in vLLM's words
+      \"hang\"         no byte of an answer, on an open connection
+      \"close\"        the connection is closed instead of an answer
+      \"reset\"        the connection is reset instead of an answer
+      \"cut\"          the answer stops half-way, its connection closes without the last chunk
+      \"stall\"        the answer stops half-way, its connection stays open
+      \"event\"        a stream that says 200 and then holds an error event (unstreamed: 500)
+      \"crash\"        the whole server ends
+      \"none\"         no fault, whatever the options say
+    \"after\": N      tokens of a stream before cut, stall (default: half of them) or event (0)
+
+Examples:
+  vllm-proxy mock --port 8001 --model demo/chat-8b
+  vllm-proxy mock --port 8002 --model demo/chat-8b --model chat --fail-rate 0.1 --seed 7
+  curl -N http://127.0.0.1:8001/v1/chat/completions -H 'content-type: application/json' -d \\
+    '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"mock\":{\"fail\":\"cut\",\"after\":3}}'";
+
+/// The most of anything that is counted.
+const MANY: u64 = u32::MAX as u64;
+
+/// One simulated vLLM server (no GPU): for trying routing, for tests.
+#[derive(Clone, Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// Address to listen on
+    #[arg(short = 'H', long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST), value_name = "IP")]
+    pub(crate) host: IpAddr,
+
+    /// Port to listen on; 0 picks one and logs it
+    #[arg(short, long, default_value_t = 8001)]
+    pub(crate) port: u16,
+
+    /// Name of the model; repeated for aliases: all are accepted, the first is in every answer
+    #[arg(short, long = "model", default_value = "demo/chat-8b", value_name = "NAME")]
+    #[arg(help_heading = "Model")]
+    pub(crate) models: Vec<String>,
+
+    /// Name of a LoRA adapter on the model, listed as one; repeatable
+    #[arg(long = "lora", value_name = "NAME", help_heading = "Model")]
+    pub(crate) loras: Vec<String>,
+
+    /// Tokens that prompt and answer have room for together
+    #[arg(long, default_value_t = 131_072, value_name = "TOKENS", help_heading = "Model")]
+    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(1..=MANY))]
+    pub(crate) max_model_len: u32,
+
+    /// Length of an answer, unless the request allows less (or sets ignore_eos or min_tokens)
+    #[arg(long, default_value_t = 64, value_name = "TOKENS", help_heading = "Model")]
+    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(1..=MANY))]
+    pub(crate) tokens: u32,
+
+    /// Number that texts, ids and faults follow from
+    #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Model")]
+    pub(crate) seed: u64,
+
+    /// Milliseconds before the first token, apart from reading the prompt
+    #[arg(long, default_value_t = 20, value_name = "MS", help_heading = "Timing")]
+    pub(crate) ttft_ms: u32,
+
+    /// Prompt tokens read a second, one prompt at a time; 0 reads at once
+    #[arg(long, default_value_t = 16_000, value_name = "TOKENS", help_heading = "Timing")]
+    pub(crate) prefill_tps: u32,
+
+    /// Milliseconds between the tokens of one answer; 0 sends them in one burst
+    #[arg(long, default_value_t = 20, value_name = "MS", help_heading = "Timing")]
+    pub(crate) itl_ms: u32,
+
+    /// Tokens a second of one answer, in place of --itl-ms
+    #[arg(long, value_name = "TOKENS", conflicts_with = "itl_ms", help_heading = "Timing")]
+    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(1..=MANY))]
+    pub(crate) decode_tps: Option<u32>,
+
+    /// Share of generation requests, 0 to 1, that get an error answer
+    #[arg(long, default_value_t = 0.0, value_parser = share, value_name = "SHARE")]
+    #[arg(help_heading = "Faults")]
+    pub(crate) fail_rate: f64,
+
+    /// Status of these error answers
+    #[arg(long, default_value_t = 500, value_name = "STATUS", help_heading = "Faults")]
+    #[arg(value_parser = error_status)]
+    pub(crate) fail_status: u16,
+
+    /// Share of generation requests that never get a byte of an answer
+    #[arg(long, default_value_t = 0.0, value_parser = share, value_name = "SHARE")]
+    #[arg(help_heading = "Faults")]
+    pub(crate) hang_rate: f64,
+
+    /// Share of generation requests whose answer is cut off half-way
+    #[arg(long, default_value_t = 0.0, value_parser = share, value_name = "SHARE")]
+    #[arg(help_heading = "Faults")]
+    pub(crate) cut_rate: f64,
+
+    /// Generation request, counted from 1, at which the whole server ends as if it had crashed
+    #[arg(long, value_name = "N", help_heading = "Faults")]
+    pub(crate) crash_at: Option<u64>,
+
+    /// Key that clients must show (`Authorization: Bearer KEY`) on the routes where vLLM asks for
+    /// it
+    #[arg(long, value_name = "KEY", help_heading = "vLLM")]
+    pub(crate) api_key: Option<String>,
+
+    /// Keep responses for `GET /v1/responses/{id}` and `previous_response_id`, as vLLM does with
+    /// VLLM_ENABLE_RESPONSES_API_STORE=1
+    #[arg(long, help_heading = "vLLM")]
+    pub(crate) store_responses: bool,
+
+    /// Version that GET /version tells
+    #[arg(long, default_value = "0.33.0", value_name = "VERSION", help_heading = "vLLM")]
+    pub(crate) version: String,
+
+    /// Its name, if it is to log each generation at info: in the demo that is the show.
+    #[arg(skip)]
+    pub(crate) announce: Option<String>,
+}
+
+fn share(value: &str) -> Result<f64, String> {
+    match value.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        Ok(_) | Err(_) => Err("not a number from 0 to 1".to_owned()),
+    }
+}
+
+fn error_status(value: &str) -> Result<u16, String> {
+    match value.parse().ok().filter(|status| (400..600).contains(status)) {
+        Some(status) if StatusCode::try_from(status).is_ok() => Ok(status),
+        Some(_) | None => Err("not a registered status from 400 to 599".to_owned()),
+    }
+}
+
+impl Args {
+    fn pace(&self) -> Pace {
+        Pace {
+            base: Duration::from_millis(self.ttft_ms.into()),
+            prefill_tps: self.prefill_tps,
+            between: self.decode_tps.map_or_else(
+                || Duration::from_millis(self.itl_ms.into()),
+                |rate| Duration::from_secs(1) / rate,
+            ),
+        }
+    }
+
+    const fn chances(&self) -> Chances {
+        Chances {
+            fail: self.fail_rate,
+            fail_status: self.fail_status,
+            hang: self.hang_rate,
+            cut: self.cut_rate,
+        }
+    }
+
+    /// The name in every answer.
+    fn canonical(&self) -> &str {
+        self.models.first().map_or("", String::as_str)
+    }
+}
+
+/// Serves until a signal (or an ordered crash) ends it.
+pub(crate) fn run(args: Args) -> Result<(), String> {
+    let (stop, stopped) = bounded(1);
+    let (first, second) = (stop.clone(), stop.clone());
+    // One is enough: it stays in the channel until it is heard.
+    let ask = |stop: Sender<End>| move || stop.try_send(End::Asked).unwrap_or_default();
+    stop::on_signals(ask(first), ask(second))
+        .map_err(|error| format!("cannot await signals: {error}"))?;
+    let address = SocketAddr::new(args.host, args.port);
+    let end = listen(address, args, (stop, stopped))
+        .and_then(|server| smol::block_on(server.serve()))
+        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+    match end {
+        End::Asked => Ok(()),
+        End::Crash => Err("crashed, as ordered".to_owned()),
+    }
+}
+
+/// Why a server ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// A signal, or its [`Handle`].
+    Asked,
+    /// `--crash-at`, or a request's order.
+    Crash,
+}
+
+fn listen(
+    address: SocketAddr,
+    args: Args,
+    ends: (Sender<End>, Receiver<End>),
+) -> io::Result<connection::Server> {
+    let server = connection::Server::bind(address, args, ends)?;
+    let url = format!("http://{}", server.address());
+    log::info!(model = server.model(), url = url.as_str(); "mock vLLM serving");
+    Ok(server)
+}
+
+/// A simulated server on a thread of this process.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    address: SocketAddr,
+    thread: JoinHandle<()>,
+}
+
+impl Handle {
+    /// Where it listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Returns when the server has ended, as it does when a request orders it to crash.
+    pub(crate) fn wait(self) {
+        // A panic of the mock has been reported by the panic hook; it is an end as well.
+        let _ = self.thread.join();
+    }
+}
+
+/// Starts a server on a thread of its own; it accepts connections when this returns.
+pub(crate) fn spawn(args: Args) -> io::Result<Handle> {
+    let address = SocketAddr::new(args.host, args.port);
+    let server = listen(address, args, bounded(1))?;
+    let address = server.address();
+    let thread = thread::Builder::new().name("mock".to_owned()).spawn(move || {
+        if let Err(error) = smol::block_on(server.serve()) {
+            log::warn!(error:%; "mock vLLM ended");
+        }
+    })?;
+    Ok(Handle { address, thread })
+}

@@ -1,0 +1,81 @@
+//! The words of /v1/messages (field order as seen in 0.32).
+
+use super::answers::quote;
+use super::dialect::{Choice, Dialect, Usage, typed};
+use super::engine::Token;
+use vllm_proxy_sim::reply::Finish;
+
+/// /v1/messages
+#[derive(Clone, Debug)]
+pub(super) struct Messages {
+    pub(super) id: String,
+    pub(super) model: String,
+    /// Tokens of the prompt.
+    pub(super) prompt: u32,
+    /// Why the answer ended, once it has.
+    pub(super) finish: Option<Finish>,
+}
+
+const fn reason(finish: Option<Finish>) -> &'static str {
+    match finish {
+        Some(Finish::Length) => "max_tokens",
+        Some(Finish::Stop) | None => "end_turn",
+    }
+}
+
+impl Dialect for Messages {
+    fn first(&mut self, events: &mut Vec<String>) {
+        let (id, model, prompt) = (quote(&self.id), quote(&self.model), self.prompt);
+        events.push(typed(
+            "message_start",
+            &format!(
+                r#"{{"type":"message_start","message":{{"id":{id},"type":"message","role":"assistant","content":[],"model":{model},"stop_reason":null,"stop_sequence":null,"usage":{{"input_tokens":{prompt},"output_tokens":0}}}}}}"#
+            ),
+        ));
+        events.push(typed(
+            "content_block_start",
+            r#"{"type":"content_block_start","content_block":{"type":"text","text":""},"index":0}"#,
+        ));
+    }
+
+    fn token(&mut self, token: Token, events: &mut Vec<String>) {
+        self.finish = self.finish.or(token.finish);
+        let text = quote(token.text);
+        events.push(typed(
+            "content_block_delta",
+            &format!(
+                r#"{{"type":"content_block_delta","delta":{{"type":"text_delta","text":{text}}},"index":0}}"#
+            ),
+        ));
+    }
+
+    fn closing(&mut self, usage: Usage, events: &mut Vec<String>) {
+        let (reason, input, output) = (reason(self.finish), usage.prompt, usage.completion);
+        events.push(typed("content_block_stop", r#"{"type":"content_block_stop","index":0}"#));
+        events.push(typed(
+            "message_delta",
+            &format!(
+                r#"{{"type":"message_delta","delta":{{"stop_reason":"{reason}","stop_sequence":null}},"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
+            ),
+        ));
+        events.push(typed("message_stop", r#"{"type":"message_stop"}"#));
+    }
+
+    fn failure(&mut self, events: &mut Vec<String>) -> bool {
+        events.push(typed(
+            "error",
+            r#"{"type":"error","error":{"type":"internal_error","message":"Internal server error"}}"#,
+        ));
+        true
+    }
+
+    fn whole(&mut self, choices: &[Choice], usage: Usage) -> String {
+        let (id, model) = (quote(&self.id), quote(&self.model));
+        let text = quote(choices.first().map_or("", |choice| &choice.text));
+        let reason = reason(choices.first().map(|choice| choice.finish));
+        let (input, output) = (usage.prompt, usage.completion);
+        format!(
+            r#"{{"id":{id},"type":"message","role":"assistant","content":[{{"type":"text","text":{text}}}],"model":{model},"stop_reason":"{reason}","usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
+        )
+    }
+}

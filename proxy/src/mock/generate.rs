@@ -1,0 +1,192 @@
+//! One generation from its admission to its last byte, with the fault that may befall it.
+
+use super::End;
+use super::answers::{Answer, stream};
+use super::connection::{Connection, Job, Mock};
+use super::dialect::{Choice, Dialect, Usage};
+use super::engine::{Engine, Run, Token};
+use super::events::{self, Pieces};
+use super::orders::Ordered;
+use super::request::Ask;
+use http_types::Response;
+use smol::future::pending;
+use std::rc::Rc;
+use vllm_proxy_sim::faults::Fault;
+use vllm_proxy_sim::reply::Finish;
+
+/// How the tokens of a stream end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ending {
+    Whole,
+    Cut,
+    Stall,
+    Event,
+}
+
+/// Answers `ask`; the future is dropped when the client leaves, which is the abort.
+///
+/// An error makes the connection close without another byte.
+pub(super) async fn generate(
+    connection: &Connection,
+    ask: Ask,
+    in_words: fn(Answer) -> Answer,
+) -> http_types::Result<Response> {
+    let mock = &connection.mock;
+    let fault = match (ask.fault, mock.draw()) {
+        (Ordered::Fault(fault), _) => fault,
+        (Ordered::Nothing, drawn) => drawn,
+    };
+    let show = Show::begin(mock, &ask, fault);
+    let ending = match fault {
+        None => Ending::Whole,
+        Some(Fault::Cut) => Ending::Cut,
+        Some(Fault::Stall) => Ending::Stall,
+        Some(Fault::Event) if ask.stream => Ending::Event,
+        Some(Fault::Event) => return Ok(in_words(Answer::failure(500)).into_response()),
+        Some(Fault::Status(status)) => {
+            return Ok(in_words(Answer::failure(status)).into_response());
+        }
+        Some(Fault::Hang) => {
+            connection.watch(None);
+            pending().await
+        }
+        Some(Fault::Close) => return Err(events::cut().into()),
+        Some(Fault::Reset) => {
+            connection.reset_on_close();
+            return Err(events::cut().into());
+        }
+        Some(Fault::Crash) => {
+            mock.end(End::Crash);
+            pending().await
+        }
+    };
+    let Ask { stream: streamed, prompt_tokens, replies, pace, after, mut dialect, .. } = ask;
+    let engine: &Rc<Engine> = &mock.engine;
+    let total = replies.iter().fold(0, |sum: u32, reply| sum.saturating_add(reply.tokens()));
+    let run = engine.admit(prompt_tokens, replies, pace);
+    if streamed {
+        let (pieces, body) = events::channel();
+        let after = match ending {
+            Ending::Whole => u32::MAX,
+            Ending::Event => after.unwrap_or(0),
+            Ending::Cut | Ending::Stall => after.unwrap_or(total / 2),
+        };
+        let job: Job = Box::pin(speak(run, dialect, pieces, (ending, after.min(total)), show));
+        connection.watch(Some(job));
+        return Ok(stream(body));
+    }
+    connection.watch(None);
+    let answer = Answer::json(whole(run, dialect.as_mut()).await);
+    show.end();
+    Ok(match ending {
+        Ending::Whole | Ending::Event => answer.into_response(),
+        Ending::Cut => answer.half(|bytes| events::partial(bytes, true)),
+        Ending::Stall => answer.half(|bytes| events::partial(bytes, false)),
+    })
+}
+
+/// Tells a generation's story in the log of a server that is on show (see [`Args::announce`]).
+///
+/// [`Args::announce`]: super::Args::announce
+struct Show {
+    server: Option<String>,
+}
+
+impl Show {
+    fn begin(mock: &Mock, ask: &Ask, fault: Option<Fault>) -> Self {
+        let server = mock.args.announce.clone();
+        if let Some(server) = &server {
+            let (server, prompt_tokens, stream) = (server.as_str(), ask.prompt_tokens, ask.stream);
+            match fault {
+                None => log::info!(server, prompt_tokens, stream; "request arrived"),
+                Some(fault) => {
+                    log::info!(server, prompt_tokens, stream, fault:?; "request arrived");
+                }
+            }
+        }
+        Self { server }
+    }
+
+    /// The answer is complete.
+    fn end(mut self) {
+        if let Some(server) = self.server.take() {
+            log::info!(server = server.as_str(); "answer complete");
+        }
+    }
+}
+
+impl Drop for Show {
+    fn drop(&mut self) {
+        if let Some(server) = &self.server {
+            log::info!(server = server.as_str(); "answer broken off");
+        }
+    }
+}
+
+/// Gathers a whole answer.
+async fn whole(mut run: Run, dialect: &mut dyn Dialect) -> String {
+    let mut choices: Vec<_> = run
+        .replies()
+        .iter()
+        .map(|_| Choice { text: String::new(), finish: Finish::Stop })
+        .collect();
+    let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
+    while let Some(Token { choice, text, finish, .. }) = run.next().await {
+        let choice = &mut choices[choice];
+        choice.text.push_str(text);
+        choice.finish = finish.unwrap_or(choice.finish);
+        usage.completion += 1;
+    }
+    dialect.whole(&choices, usage)
+}
+
+/// Writes a stream token by token, until its end or the fault.
+async fn speak(
+    mut run: Run,
+    mut dialect: Box<dyn Dialect>,
+    pieces: Pieces,
+    (ending, after): (Ending, u32),
+    show: Show,
+) {
+    let mut events = Vec::new();
+    let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
+    dialect.opening(&mut events);
+    flush(&mut events, &pieces).await;
+    loop {
+        let token = run.next().await;
+        if ending != Ending::Whole && usage.completion == after {
+            break;
+        }
+        if usage.completion == 0 {
+            dialect.first(&mut events);
+        }
+        match token {
+            Some(token) => dialect.token(token, &mut events),
+            None => {
+                dialect.closing(usage, &mut events);
+                show.end();
+                return flush(&mut events, &pieces).await;
+            }
+        }
+        usage.completion += 1;
+        flush(&mut events, &pieces).await;
+    }
+    let told = ending == Ending::Event && dialect.failure(&mut events);
+    flush(&mut events, &pieces).await;
+    match ending {
+        Ending::Stall => pending().await,
+        _ if told => {}
+        // Nothing to say, or an API that says nothing: the connection just breaks.
+        Ending::Whole | Ending::Cut | Ending::Event => {
+            let _ = pieces.send(Err(events::cut())).await;
+        }
+    }
+}
+
+/// Sends each event as a piece of its own.
+async fn flush(events: &mut Vec<String>, pieces: &Pieces) {
+    for event in events.drain(..) {
+        // It fails when the reading half is gone, and then this future soon is as well.
+        let _ = pieces.send(Ok(event.into_bytes())).await;
+    }
+}

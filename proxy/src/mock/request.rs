@@ -1,0 +1,347 @@
+//! What a request asks the engine for: its prompt, its length, its faults, and how the answer is to
+//! be worded. Checks what vLLM checks, in the same words.
+
+use super::answers::{Answer, created};
+use super::anthropic::Messages;
+use super::check::Fields;
+use super::connection::Mock;
+use super::dialect::Dialect;
+use super::openai::{Chat, Completion, Wording};
+use super::orders::{Ordered, Orders};
+use super::prompt::{ANSWER, Prompt, conversation, conversation_text, prompts, turn};
+use super::responses::Responses;
+use serde_json::Value;
+use std::rc::Rc;
+use vllm_proxy_core::rng::mix;
+use vllm_proxy_sim::reply::{Bounds, Pace, Reply};
+
+/// vLLM's own limit (VLLM_MAX_N_SEQUENCES).
+const CHOICES_MAX: i64 = 16_384;
+/// What vLLM gives completions that do not say.
+const COMPLETION_TOKENS: i64 = 16;
+
+/// One generation, ready for the engine.
+pub(super) struct Ask {
+    pub(super) stream: bool,
+    pub(super) prompt_tokens: u32,
+    pub(super) replies: Vec<Reply>,
+    pub(super) pace: Pace,
+    pub(super) fault: Ordered,
+    /// After how many tokens of a stream the fault comes.
+    pub(super) after: Option<u32>,
+    pub(super) dialect: Box<dyn Dialect>,
+}
+
+/// How long a request wants its answer.
+#[derive(Clone, Copy, Debug)]
+struct Length {
+    max: Option<i64>,
+    min: i64,
+    stops: bool,
+}
+
+impl Length {
+    fn read(fields: &mut Fields<'_>, max: &[&str]) -> Self {
+        // All of the names are checked; the first that is given counts.
+        let given: Vec<_> = max.iter().filter_map(|name| fields.number(name)).collect();
+        Self {
+            max: given.first().copied(),
+            min: fields.number("min_tokens").unwrap_or(0),
+            stops: !fields.flag("ignore_eos"),
+        }
+    }
+
+    fn bounds(self, mock: &Mock, natural: u32, prompt: &Prompt) -> Result<Bounds, Answer> {
+        let room = mock.args.max_model_len;
+        let refused = |message: String, param, value: i64| {
+            let message = format!("{message} (parameter={param}, value={value})");
+            Err(Answer::refused(&message, Some(param)))
+        };
+        if let Some(max) = self.max.filter(|max| *max > i64::from(room)) {
+            let message = format!(
+                "max_tokens={max} cannot be greater than max_model_len={room}. \
+                 Please request fewer output tokens."
+            );
+            return refused(message, "max_tokens", max);
+        }
+        if prompt.tokens > room {
+            // The tokenizer stops at one token too many, so vLLM never knows the real number.
+            let least = i64::from(room) + 1;
+            let message = format!(
+                "This model's maximum context length is {room} tokens. However, your prompt \
+                 contains at least {least} input tokens, which exceeds this limit even without any \
+                 output tokens. Please reduce the length of the input prompt."
+            );
+            return refused(message, "input_tokens", least);
+        }
+        let left = i64::from(room - prompt.tokens);
+        let max = self.max.map_or(left, |max| max.min(left));
+        if max < 1 {
+            let message = format!("max_tokens must be at least 1, got {max}.");
+            return refused(message, "max_tokens", max);
+        }
+        let min = u32::try_from(self.min.max(0)).unwrap_or(u32::MAX);
+        Ok(Bounds { natural, min, max: max as u32, stops: self.stops })
+    }
+}
+
+/// `stream_options`, which need a stream.
+struct StreamOptions {
+    usage: bool,
+    continuous: bool,
+}
+
+impl StreamOptions {
+    fn read(fields: &Fields<'_>, stream: bool) -> Result<Self, Answer> {
+        let Some(options) = fields.value("stream_options") else {
+            return Ok(Self { usage: false, continuous: false });
+        };
+        if !stream {
+            let message = "Stream options can only be defined when `stream=True`. \
+                           (parameter=stream_options)";
+            return Err(Answer::refused(message, Some("stream_options")));
+        }
+        let set = |name: &str| options.get(name).and_then(Value::as_bool).unwrap_or(false);
+        let usage = set("include_usage");
+        // vLLM tells how far a stream is only to those who want to know where it ends.
+        Ok(Self { usage, continuous: usage && set("continuous_usage_stats") })
+    }
+}
+
+fn choices(fields: &mut Fields<'_>) -> i64 {
+    fields.number("n").unwrap_or(1)
+}
+
+fn check_choices(n: i64) -> Result<u32, Answer> {
+    if n < 1 {
+        return Err(Answer::refused(&format!("n must be at least 1, got {n}."), None));
+    }
+    if n > CHOICES_MAX {
+        let message = format!("n must be at most {CHOICES_MAX}, got {n}.");
+        return Err(Answer::refused(&message, None));
+    }
+    Ok(n as u32)
+}
+
+/// The replies to one prompt: choices `first..first + n` of the request.
+fn replies(
+    mock: &Mock,
+    prompt: &Prompt,
+    bounds: Bounds,
+    seed: Option<i64>,
+    first: usize,
+    n: u32,
+) -> impl Iterator<Item = Reply> {
+    // A request without a seed is not the same as one with seed 0.
+    let seed = seed.map_or(0, |seed| mix(seed as u64 ^ 1));
+    let base = mix(mock.args.seed) ^ seed;
+    let text = prompt.text.clone();
+    (0..u64::from(n))
+        .map(move |choice| Reply::new(&text, base.wrapping_add(choice + first as u64), bounds))
+}
+
+/// /v1/chat/completions
+pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<Ask, Answer> {
+    fields.require("messages");
+    let messages = fields.list("messages").unwrap_or_default();
+    let model = fields.string("model");
+    let length = Length::read(&mut fields, &["max_completion_tokens", "max_tokens"]);
+    let n = choices(&mut fields);
+    let seed = fields.number("seed");
+    let stream = fields.flag("stream");
+    fields.done()?;
+    let options = StreamOptions::read(&fields, stream)?;
+    let model = mock.serves(model)?;
+    let n = check_choices(n)?;
+    let orders = Orders::read(mock, &fields)?;
+    let prompt = conversation(&fields, None, messages)?;
+    let bounds = length.bounds(mock, orders.natural, &prompt)?;
+    let wording = Wording {
+        id: format!("chatcmpl-{id}"),
+        created: created(),
+        model,
+        fingerprint: mock.fingerprint(),
+        prompt: prompt.tokens,
+        choices: n as usize,
+        usage: options.usage,
+        continuous: options.continuous,
+    };
+    Ok(Ask {
+        stream,
+        prompt_tokens: prompt.tokens,
+        replies: replies(mock, &prompt, bounds, seed, 0, n).collect(),
+        pace: orders.pace,
+        fault: orders.fault,
+        after: orders.after,
+        dialect: Box::new(Chat(wording)),
+    })
+}
+
+/// /v1/completions
+pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<Ask, Answer> {
+    let model = fields.string("model");
+    let mut length = Length::read(&mut fields, &["max_tokens"]);
+    length.max = length.max.or(Some(COMPLETION_TOKENS));
+    let n = choices(&mut fields);
+    let seed = fields.number("seed");
+    let stream = fields.flag("stream");
+    let echo = fields.flag("echo");
+    fields.done()?;
+    let options = StreamOptions::read(&fields, stream)?;
+    let prompts = prompts(fields.value("prompt"))?;
+    let model = mock.serves(model)?;
+    let n = check_choices(n)?;
+    let orders = Orders::read(mock, &fields)?;
+    let mut all = Vec::new();
+    let mut echoes = Vec::new();
+    for prompt in &prompts {
+        let bounds = length.bounds(mock, orders.natural, prompt)?;
+        all.extend(replies(mock, prompt, bounds, seed, all.len(), n));
+        if echo {
+            echoes.extend((0..n).map(|_| prompt.text.clone()));
+        }
+    }
+    let prompt_tokens =
+        prompts.iter().fold(0, |sum: u32, prompt| sum.saturating_add(prompt.tokens));
+    let wording = Wording {
+        id: format!("cmpl-{id}"),
+        created: created(),
+        model,
+        fingerprint: mock.fingerprint(),
+        prompt: prompt_tokens,
+        choices: all.len(),
+        usage: options.usage,
+        continuous: options.continuous,
+    };
+    Ok(Ask {
+        stream,
+        prompt_tokens,
+        replies: all,
+        pace: orders.pace,
+        fault: orders.fault,
+        after: orders.after,
+        dialect: Box::new(Completion { wording, echo: echoes }),
+    })
+}
+
+/// /v1/messages
+pub(super) fn messages(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<Ask, Answer> {
+    fields.require("model");
+    let model = fields.string("model");
+    fields.require("messages");
+    let messages = fields.list("messages").unwrap_or_default();
+    fields.require("max_tokens");
+    let length = Length::read(&mut fields, &["max_tokens"]);
+    let stream = fields.flag("stream");
+    fields.done()?;
+    let ask = || {
+        let model = mock.serves(model)?;
+        let orders = Orders::read(mock, &fields)?;
+        let prompt = conversation(&fields, fields.value("system"), messages)?;
+        let bounds = length.bounds(mock, orders.natural, &prompt)?;
+        Ok(Ask {
+            stream,
+            prompt_tokens: prompt.tokens,
+            replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
+            pace: orders.pace,
+            fault: orders.fault,
+            after: orders.after,
+            dialect: Box::new(Messages {
+                id: format!("chatcmpl-{id}"),
+                model,
+                prompt: prompt.tokens,
+                finish: None,
+            }),
+        })
+    };
+    ask().map_err(Answer::anthropic)
+}
+
+/// The prompt of /v1/messages/count_tokens.
+pub(super) fn counted(mock: &Mock, mut fields: Fields<'_>) -> Result<Prompt, Answer> {
+    fields.require("model");
+    let model = fields.string("model");
+    fields.require("messages");
+    let messages = fields.list("messages").unwrap_or_default();
+    fields.done()?;
+    mock.serves(model).map_err(Answer::anthropic)?;
+    conversation(&fields, fields.value("system"), messages).map_err(Answer::anthropic)
+}
+
+/// The prompt of /tokenize.
+pub(super) fn tokenized(mock: &Mock, mut fields: Fields<'_>) -> Result<Prompt, Answer> {
+    if fields.value("prompt").is_none() {
+        if fields.value("messages").is_none() {
+            fields.require("prompt");
+        }
+        fields.require("messages");
+    }
+    let model = fields.string("model");
+    let prompt = fields.string("prompt");
+    let messages = fields.list("messages").unwrap_or_default();
+    fields.done()?;
+    mock.serves(model)?;
+    match prompt {
+        Some(prompt) => Ok(Prompt::of(prompt.to_owned())),
+        None => conversation(&fields, None, messages),
+    }
+}
+
+/// /v1/responses
+pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, Answer> {
+    fields.require("input");
+    let model = fields.string("model");
+    let instructions = fields.string("instructions");
+    let previous = fields.string("previous_response_id");
+    let own_id = fields.string("request_id");
+    let length = Length::read(&mut fields, &["max_output_tokens"]);
+    let stream = fields.flag("stream");
+    fields.done()?;
+    let model = mock.serves(model)?;
+    let orders = Orders::read(mock, &fields)?;
+    let mut text = match previous {
+        None => String::new(),
+        Some(id) => {
+            let store = mock.responses.borrow();
+            let stored = store.iter().find(|stored| stored.id == id);
+            stored.ok_or_else(|| Answer::unknown_response(id))?.conversation.clone()
+        }
+    };
+    let turns: &[Value] = match fields.value("input") {
+        Some(Value::Array(items)) => items,
+        Some(_) | None => &[],
+    };
+    if let Some(instructions) = instructions {
+        turn(&mut text, "system", instructions);
+    }
+    if let Some(Value::String(input)) = fields.value("input") {
+        turn(&mut text, "user", input);
+    }
+    text.push_str(&conversation_text(turns));
+    text.push_str(ANSWER);
+    let prompt = Prompt::of(text);
+    let bounds = length.bounds(mock, orders.natural, &prompt)?;
+    let json = |text: Option<&str>| text.map_or("null".to_owned(), super::answers::quote);
+    Ok(Ask {
+        stream,
+        prompt_tokens: prompt.tokens,
+        replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
+        pace: orders.pace,
+        fault: orders.fault,
+        after: orders.after,
+        dialect: Box::new(Responses {
+            id: own_id.map_or_else(|| format!("resp_{}", mock.hex()), str::to_owned),
+            item: format!("msg_{}", mock.hex()),
+            created: created(),
+            model,
+            instructions: json(instructions),
+            previous: json(previous),
+            max_output_tokens: bounds.max,
+            prompt: prompt.text,
+            text: String::new(),
+            finish: None,
+            sequence: 0,
+            mock: Rc::clone(mock),
+        }),
+    })
+}

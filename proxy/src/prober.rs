@@ -1,0 +1,102 @@
+//! The prober: carries out what the engine orders, tells it the time, and tells it which addresses
+//! the upstreams' names stand for.
+//!
+//! Decides nothing: which backend is asked and when is the engine's, what an answer means too. How
+//! a backend is asked is told by [`ask`], how names are looked up by [`resolve`]. A thread of its
+//! own, since it is never in a hurry and must not hold up who is.
+
+mod ask;
+mod resolve;
+
+use crate::secret::Secret;
+use crate::shared::{Order, SharedEngine};
+use crate::upstream::Upstream;
+use smol::channel::Receiver;
+use smol::future::FutureExt;
+use smol::{LocalExecutor, Timer};
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+use vllm_proxy_core::engine::{Input, Lend, Output};
+use vllm_proxy_core::fleet::BackendId;
+use vllm_proxy_core::time::Instant;
+use vllm_proxy_core::wire::probe::ProbeError;
+
+/// The engine is told the time no more often, whatever it asks for.
+const TIME_MIN: Duration = Duration::from_millis(1);
+
+/// Starts the thread, which runs as long as the process.
+pub(crate) fn start(
+    shared: Arc<SharedEngine>,
+    orders: Receiver<Order>,
+    upstreams: Vec<Upstream>,
+    key: Option<Secret>,
+) -> io::Result<()> {
+    let run = move || {
+        let executor = Rc::new(LocalExecutor::new());
+        smol::block_on(executor.run(async {
+            resolve::start(&executor, &shared, upstreams);
+            let prober = Prober { executor: Rc::clone(&executor), shared, key: key.map(Arc::new) };
+            prober.run(orders).await;
+        }));
+    };
+    thread::Builder::new().name("prober".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+struct Prober {
+    executor: Rc<LocalExecutor<'static>>,
+    shared: Arc<SharedEngine>,
+    key: Option<Arc<Secret>>,
+}
+
+impl Prober {
+    /// Ends when the engine is gone.
+    async fn run(self, orders: Receiver<Order>) {
+        let mut deadline = self.shared.time_out();
+        loop {
+            let order = async { Some(orders.recv().await) };
+            let time = async {
+                self.sleep_until(deadline).await;
+                None
+            };
+            match order.or(time).await {
+                Some(Ok(Order::Output(Output::Probe(backend)))) => self.probe(backend),
+                // Idle connections to it end by themselves, in seconds.
+                Some(Ok(Order::Output(Output::Forget(_)))) => {}
+                Some(Ok(Order::Earlier(at))) => {
+                    deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
+                }
+                Some(Err(_)) => return,
+                None => deadline = self.shared.time_out(),
+            }
+        }
+    }
+
+    async fn sleep_until(&self, deadline: Option<Instant>) {
+        let clock = self.shared.clock();
+        match deadline.and_then(|at| clock.to_system(at.max(clock.now() + TIME_MIN))) {
+            Some(at) => drop(Timer::at(at).await),
+            None => smol::future::pending().await,
+        }
+    }
+
+    /// Asks a backend how it is, beside everything else.
+    fn probe(&self, backend: BackendId) {
+        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+        let probe = async move {
+            let mut spec = None;
+            shared.lend(&mut |engine| spec = engine.spec(backend).cloned());
+            let Some(spec) = spec else { return };
+            // A library that panics over an odd answer must not end all probing.
+            let asked = AssertUnwindSafe(ask::backend(&spec, key.as_deref())).catch_unwind().await;
+            let probed = asked.unwrap_or(Err(ProbeError::Broken));
+            log::trace!(backend:%, answered = probed.is_ok(); "probed");
+            shared.tell(Input::Probed(backend, probed));
+        };
+        self.executor.spawn(probe).detach();
+    }
+}

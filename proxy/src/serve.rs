@@ -1,0 +1,147 @@
+//! `vllm-proxy server`: puts the parts together, runs them, and stops them.
+//!
+//! Knows which parts there are and who holds which; what each does is its own affair.
+
+use crate::config::{Globals, Runtime, Server, policy_name};
+use crate::shared::{Clock, SharedEngine};
+use crate::values::Host;
+use crate::{logging, memory, prober, stop};
+use smol::channel;
+use std::collections::hash_map::RandomState;
+use std::convert::Infallible;
+use std::hash::BuildHasher;
+use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::{Instant as SystemInstant, SystemTime};
+use std::{io, process, thread};
+use vllm_proxy_core::config::{Config, Limits};
+use vllm_proxy_core::engine::{Engine, Input, Lend};
+
+/// Serves until a signal stops it. The error is one line, without what the log has said.
+pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
+    let threads = server.threads.or_else(|| thread::available_parallelism().ok());
+    let threads = threads.map_or(1, std::num::NonZero::get);
+    let body_memory = server.body_memory.unwrap_or_else(|| memory::available() / 4);
+    let listeners = listen(&server, threads)?;
+    let address = listeners.first().and_then(|listener| listener.local_addr().ok());
+
+    let start = SystemInstant::now();
+    let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let upstreams = std::mem::take(&mut server.upstreams);
+    let config = Config {
+        policy: server.policy,
+        default_model: server.default_model.clone(),
+        // The number of upstreams was limited as they were read.
+        upstreams: u16::try_from(upstreams.len()).unwrap_or(u16::MAX),
+        body_memory,
+    };
+    let limits = Limits {
+        body_bytes_max: server.max_body,
+        http_timeout: globals.http_timeout,
+        epoch_micros: u64::try_from(epoch.as_micros()).unwrap_or_default(),
+        ..Limits::default()
+    };
+    let clock = Clock::since(start);
+    // Proxies that start together must not jitter together.
+    let seed = RandomState::new().hash_one(process::id());
+    let (shared, orders) = SharedEngine::new(Engine::new(config, seed, clock.now()), clock);
+    let shared = Arc::new(shared);
+
+    let (stopping, stop) = channel::bounded::<Infallible>(1);
+    let draining = Arc::clone(&shared);
+    let first = move || {
+        log::info!("stopping");
+        draining.tell(Input::Drain);
+        drop(stopping);
+    };
+    stop::on_signals(first, cut_short).map_err(|error| format!("cannot await signals: {error}"))?;
+
+    let names: Vec<_> = upstreams.iter().map(ToString::to_string).collect();
+    log::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        upstreams = names.join(" ").as_str(),
+        policy = policy_name(server.policy),
+        runtime = server.runtime.name(),
+        threads,
+        redis:% = globals.redis,
+        max_body = server.max_body,
+        body_memory;
+        "starting"
+    );
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
+    log::info!(address = address.as_str(); "listening");
+
+    prober::start(Arc::clone(&shared), orders, upstreams, server.backend_key.take())
+        .map_err(|error| format!("cannot start the prober: {error}"))?;
+    front_end(&server, listeners, limits, start, shared, stop)
+        .map_err(|error| format!("cannot serve: {error}"))?;
+    log::info!("stopped");
+    Ok(())
+}
+
+/// Where the runtime takes over, until all connections are done.
+fn front_end(
+    server: &Server,
+    listeners: Vec<TcpListener>,
+    limits: Limits,
+    start: SystemInstant,
+    engine: Arc<dyn Lend>,
+    stop: channel::Receiver<Infallible>,
+) -> io::Result<()> {
+    match server.runtime {
+        #[cfg(feature = "smol")]
+        Runtime::Smol => {
+            let config = vllm_proxy_smol::Config {
+                listeners,
+                limits,
+                clock: vllm_proxy_smol::Clock::new(start),
+                drain_grace: server.drain_grace,
+                drain_timeout: server.drain_timeout,
+            };
+            vllm_proxy_smol::run(config, engine, stop)
+        }
+    }
+}
+
+/// One listener a thread.
+fn listen(server: &Server, threads: usize) -> Result<Vec<TcpListener>, String> {
+    let failed = |error: io::Error| {
+        let taken = error.kind() == io::ErrorKind::AddrInUse;
+        let reason = if taken { "the port is taken".to_owned() } else { error.to_string() };
+        format!("cannot listen on {}:{}: {reason}", server.host, server.port)
+    };
+    let address = match &server.host {
+        Host::Ip(ip) => SocketAddr::new(*ip, server.port),
+        Host::Name(name) => {
+            let addresses: Vec<_> =
+                (name.as_str(), server.port).to_socket_addrs().map_err(failed)?.collect();
+            // As for upstreams: IPv4 if there is any.
+            let four = addresses.iter().find(|address| address.is_ipv4());
+            let found = four.or(addresses.first()).copied();
+            found.ok_or_else(|| failed(io::Error::other("the name has no address")))?
+        }
+    };
+    match server.runtime {
+        #[cfg(feature = "smol")]
+        Runtime::Smol => vllm_proxy_smol::bind(address, threads).map_err(failed),
+    }
+}
+
+/// Each request in flight takes two descriptors, and the usual soft limit is 1024.
+pub(crate) fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if limit.current != limit.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        log::warn!(error:%; "the descriptor limit cannot be raised");
+    }
+}
+
+/// The second signal: whoever sent it waits no longer.
+fn cut_short() {
+    log::warn!("cut short by a second signal");
+    logging::flush();
+    process::exit(crate::FAILED.into());
+}

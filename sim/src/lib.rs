@@ -1,0 +1,10 @@
+//! The world around vLLM Proxy, simulated: for its tests, its mock and its demo.
+//!
+//! Invariant: no I/O, no clock and no chance of its own. Whoever uses this crate says what time it
+//! is and gives a seed; same seed, same world.
+
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod faults;
+pub mod reply;

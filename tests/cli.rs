@@ -1,0 +1,421 @@
+//! The command line as users meet it: runs the binary and looks at its exit status and its words.
+
+#![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
+
+use rstest::rstest;
+use std::ffi::{OsStr, OsString};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::ffi::OsStrExt;
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// What must not be printed, whatever is wrong.
+const SECRET: &str = "hunter2";
+
+/// Every option with its variable, a valid value and a wrong one.
+const OPTIONS: &[(&str, &str, &str, &str)] = &[
+    ("--redis", "VLLM_PXY_REDIS", "off", "nowhere"),
+    ("--log-format", "VLLM_PXY_LOGFORMAT", "yml", "xml"),
+    ("--http-timeout", "VLLM_PXY_HTTP_TIMEOUT", "0.5", "soon"),
+    ("--host", "VLLM_PXY_HOST", "127.0.0.1", "a b"),
+    ("--port", "VLLM_PXY_PORT", "0", "65536"),
+    ("--runtime", "VLLM_PXY_RUNTIME", "smol", "tokio"),
+    ("--threads", "VLLM_PXY_THREADS", "2", "0"),
+    ("--policy", "VLLM_PXY_POLICY", "round-robin", "random"),
+    ("--default-model", "VLLM_PXY_DEFAULT_MODEL", "m", "\n"),
+    ("--max-body", "VLLM_PXY_MAX_BODY", "1GiB", "1GB"),
+    ("--body-memory", "VLLM_PXY_BODY_MEMORY", "1KiB", "-1"),
+    ("--drain-grace", "VLLM_PXY_DRAIN_GRACE", "0", "-1"),
+    ("--drain-timeout", "VLLM_PXY_DRAIN_TIMEOUT", "0.5", "1m"),
+];
+
+fn command<A: AsRef<OsStr>>(arguments: &[A], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
+    command.args(arguments).env_clear().envs(variables.iter().copied()).stdin(Stdio::null());
+    command
+}
+
+fn run<A: AsRef<OsStr>>(arguments: &[A], variables: &[(&str, &str)]) -> Output {
+    command(arguments, variables).output().unwrap()
+}
+
+fn words(line: &str) -> Vec<OsString> {
+    line.split_whitespace().map(OsString::from).collect()
+}
+
+/// The line on standard error of a run that must fail with this status and print nothing else.
+fn complaint(output: &Output, status: i32) -> String {
+    let said = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{said}");
+    assert_eq!(said.matches('\n').count(), 1, "{said:?}");
+    assert!(said.ends_with('\n'), "{said:?}");
+    assert!(!said.contains(SECRET), "{said}");
+    assert!(!String::from_utf8_lossy(&output.stdout).contains(SECRET));
+    said
+}
+
+/// The line of a run that is refused before anything else happens.
+fn refusal<A: AsRef<OsStr>>(arguments: &[A], variables: &[(&str, &str)]) -> String {
+    let output = run(arguments, variables);
+    assert!(output.stdout.is_empty(), "{output:?}");
+    complaint(&output, 2)
+}
+
+#[test]
+fn a_wrong_value_is_named_with_its_culprit_and_what_was_expected() {
+    for (option, variable, valid, wrong) in OPTIONS {
+        let shown = wrong.escape_default().to_string();
+        let check = |arguments: &[&str], variables: &[(&str, &str)], culprit: &str| {
+            let said = refusal(arguments, variables);
+            let start = format!("vllm-proxy: invalid value `{shown}` for {culprit}: expected ");
+            assert!(said.starts_with(&start), "{said}");
+        };
+        check(&["server", "http://a", option, wrong], &[], option);
+        check(&["server", "http://a"], &[(variable, wrong)], variable);
+        // Overridden by the option, and by a later one of its kind.
+        check(&["server", "http://a", option, valid], &[(variable, wrong)], variable);
+        check(&["server", "http://a", option, wrong, option, valid], &[], option);
+    }
+}
+
+#[rstest]
+#[case::verbosity("server http://a", "VLLM_PXY_VERBOSITY", "shout")]
+#[case::verbosity_overridden("-v server -q http://a", "VLLM_PXY_VERBOSITY", "2")]
+#[case::upstreams("server", "VLLM_PXY_UPSTREAMS", "http://")]
+#[case::upstreams_overridden("server http://a", "VLLM_PXY_UPSTREAMS", "a:80")]
+#[case::other_subcommand("health", "VLLM_PXY_POLICY", "random")]
+#[case::mock("mock", "VLLM_PXY_LOGFORMAT", "xml")]
+fn a_wrong_variable_is_named(#[case] line: &str, #[case] name: &str, #[case] value: &str) {
+    let said = refusal(&words(line), &[(name, value)]);
+    let start = format!("vllm-proxy: invalid value `{value}` for {name}: expected ");
+    assert!(said.starts_with(&start), "{said}");
+}
+
+#[test]
+fn one_wrong_upstream_of_many_is_named() {
+    let said = refusal::<&str>(&[], &[]);
+    assert!(said.contains("missing subcommand: expected server, "), "{said}");
+    let said = refusal(&["server"], &[("VLLM_PXY_UPSTREAMS", "http://a,  http://b:x, http://c")]);
+    assert!(said.contains("`http://b:x` for VLLM_PXY_UPSTREAMS: expected http://host"), "{said}");
+    let said = refusal(&["server", "http://a", "ftp://b"], &[]);
+    assert!(said.contains("`ftp://b` for UPSTREAM: expected http://host"), "{said}");
+}
+
+#[test]
+fn https_upstreams_are_refused_with_advice() {
+    let said = refusal(&["server", "https://a"], &[]);
+    assert!(said.contains("`https://a` for UPSTREAM: "), "{said}");
+    assert!(said.contains("no TLS: let the backend serve plain HTTP"), "{said}");
+}
+
+#[rstest]
+#[case::none("server")]
+#[case::only_options("server --port 0")]
+fn upstreams_are_required(#[case] line: &str) {
+    for variables in [&[] as &[_], &[("VLLM_PXY_UPSTREAMS", "")], &[("VLLM_PXY_UPSTREAMS", ", ")]] {
+        let said = refusal(&words(line), variables);
+        assert!(said.contains("missing UPSTREAM: expected at least one http://host"), "{said}");
+        assert!(said.contains("VLLM_PXY_UPSTREAMS"), "{said}");
+    }
+}
+
+#[rstest]
+#[case::unknown_option("server --prot 1 http://a", "`--prot`: expected perhaps --port")]
+#[case::unknown_option_before("--prot=1 server http://a", "`--prot`")]
+#[case::unknown_short("server -z http://a", "`-z`")]
+#[case::unknown_subcommand("sever http://a", "unknown subcommand `sever`: expected server, ")]
+#[case::value_missing("server --port", "missing value for --port")]
+#[case::value_of_a_flag("--verbose=3 server http://a", "unexpected value for --verbose")]
+#[case::argument_of_readme("readme http://a", "unexpected argument")]
+#[case::later_work("server --admin :1 http://a", "`--admin`")]
+#[case::health_address("health 8000", "`8000` for ADDR: expected host:port")]
+#[case::two_addresses("health :1 :2", "unexpected argument")]
+#[case::mock_value("mock --port x", "`x` for --port")]
+fn usage_errors_are_one_line(#[case] line: &str, #[case] expected: &str) {
+    let said = refusal(&words(line), &[]);
+    assert!(said.contains(expected), "{said}");
+}
+
+#[rstest]
+#[case::at_in_password("redis://me:hun@hunter2@cache")]
+#[case::slash_in_password("redis://me:/hunter2@cache")]
+#[case::no_host("redis://me:hunter2")]
+#[case::no_host_but_db("redis://me:hunter2/0")]
+#[case::bad_port("redis://me:hunter2@cache:x")]
+#[case::bad_db("redis://me:hunter2@cache/x")]
+#[case::bad_escape("redis://me:%zzhunter2@cache")]
+#[case::scheme_forgotten("me:hunter2@cache")]
+#[case::slashes_forgotten("redis:me:hunter2@cache")]
+#[case::wrong_scheme("http://me:hunter2@cache")]
+#[case::scheme_is_the_password("hunter2://cache")]
+#[case::query("redis://cache/?password=hunter2")]
+#[case::password_alone("hunter2")]
+#[case::new_line("redis://me:\nhunter2@cache")]
+fn passwords_of_redis_are_not_shown(#[case] url: &str) {
+    for (arguments, variable) in [
+        (vec!["-R", url, "server", "http://a"], None),
+        (vec!["server", "--redis", url, "http://a"], None),
+        (vec!["--redis", url, "readme"], None),
+        (vec!["server", "http://a"], Some(url)),
+        (vec!["-R", "off", "server", "http://a"], Some(url)),
+    ] {
+        let variables: Vec<_> = variable.map(|url| ("VLLM_PXY_REDIS", url)).into_iter().collect();
+        let said = refusal(&arguments, &variables);
+        let culprit = if variable.is_some() { "VLLM_PXY_REDIS" } else { "--redis" };
+        assert!(said.contains(&format!("` for {culprit}: expected redis://[user:")), "{said}");
+    }
+}
+
+#[rstest]
+#[case::misspelt_option(&["server", "--reddis", "redis://me:hunter2@cache", "http://a"])]
+#[case::misspelt_with_equals(&["--reddis=redis://me:hunter2@cache", "server", "http://a"])]
+#[case::no_dashes(&["server", "redis", "redis://me:hunter2@cache"])]
+#[case::as_subcommand(&["redis://me:hunter2@cache"])]
+#[case::key_as_subcommand(&["hunter2", "server"])]
+#[case::for_readme(&["readme", "redis://me:hunter2@cache"])]
+#[case::for_health(&["health", "http://me:hunter2@a"])]
+#[case::second_for_health(&["health", "a", "http://me:hunter2@a"])]
+#[case::value_of_a_flag(&["--verbose=hunter2", "server", "http://a"])]
+#[case::short(&["-zhunter2", "server", "http://a"])]
+#[case::in_an_upstream(&["server", "http://me:hunter2@a"])]
+#[case::in_a_tls_upstream(&["server", "https://me:hunter2@a"])]
+#[case::in_a_cut_upstream(&["server", "http://me:hunter2", "3@a"])]
+#[case::in_a_query(&["server", "http://a/?key=hunter2"])]
+#[case::upstream_without_scheme(&["server", "me:hunter2@a"])]
+#[case::mock_key(&["mock", "--port", "x", "--api-key", "hunter2"])]
+fn secrets_at_the_wrong_place_are_not_shown(#[case] arguments: &[&str]) {
+    refusal(arguments, &[]);
+}
+
+#[rstest]
+#[case::space("hunter2 ")]
+#[case::new_line("hunter2\nx: y")]
+#[case::not_ascii("hunter2é")]
+fn a_wrong_key_is_not_shown(#[case] key: &str) {
+    let said = refusal(&["server", "http://a"], &[("VLLM_PXY_BACKEND_KEY", key)]);
+    assert!(said.contains("for VLLM_PXY_BACKEND_KEY: expected visible ASCII"), "{said}");
+}
+
+#[test]
+fn what_is_no_utf8_is_refused() {
+    let wrong = OsStr::from_bytes(b"hunter2\xff");
+    for (option, variable, ..) in OPTIONS {
+        let arguments = [OsStr::new("server"), OsStr::new("http://a"), OsStr::new(option), wrong];
+        let said = refusal(&arguments, &[]);
+        assert!(said.contains(&format!(" for {option}: expected text")), "{said}");
+        let output = command(&["server", "http://a"], &[]).env(variable, wrong).output().unwrap();
+        let said = complaint(&output, 2);
+        assert!(said.contains(&format!(" for {variable}: expected text")), "{said}");
+    }
+    for arguments in [vec![wrong], vec![OsStr::new("server"), wrong]] {
+        refusal(&arguments, &[]);
+    }
+}
+
+#[test]
+fn help_names_every_option_with_its_variable_and_no_value() {
+    let variables = [
+        ("VLLM_PXY_REDIS", "redis://me:hunter2@cache"),
+        ("VLLM_PXY_BACKEND_KEY", SECRET),
+        ("VLLM_PXY_PORT", "not checked by help"),
+    ];
+    for arguments in [["server", "--help"], ["help", "server"]] {
+        let output = run(&arguments, &variables);
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        let help = String::from_utf8(output.stdout).unwrap();
+        for (option, variable, ..) in OPTIONS {
+            assert!(help.contains(option), "{option} in {help}");
+            assert!(help.contains(variable), "{variable} in {help}");
+        }
+        for other in [
+            "VLLM_PXY_VERBOSITY",
+            "VLLM_PXY_UPSTREAMS",
+            "VLLM_PXY_BACKEND_KEY",
+            "-R, ",
+            "-v, ",
+            "-q, ",
+            "-L, ",
+            "-T, ",
+            "-H, ",
+            "-p, ",
+            "Examples:",
+            "UPSTREAM",
+        ] {
+            assert!(help.contains(other), "{other} in {help}");
+        }
+        assert!(!help.contains(SECRET) && !help.contains("me:"), "{help}");
+        assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+    let help = String::from_utf8(run(&["--help"], &variables).stdout).unwrap();
+    for name in ["server", "readme", "mock", "health", "Exit status:", "VLLM_PXY_VERBOSITY"] {
+        assert!(help.contains(name), "{name} in {help}");
+    }
+}
+
+#[test]
+fn version_and_readme_are_printed() {
+    let version = concat!("vllm-proxy ", env!("CARGO_PKG_VERSION"), "\n");
+    assert_eq!(String::from_utf8(run(&["--version"], &[]).stdout).unwrap(), version);
+    // Whatever the variables say.
+    let output = run(&["readme"], &[("VLLM_PXY_PORT", "x")]);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(String::from_utf8(output.stdout).unwrap(), include_str!("../README.md"));
+}
+
+#[test]
+fn a_reader_who_leaves_is_no_error() {
+    for arguments in [["readme"], ["--help"]] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = command(&arguments, &[]).stdout(writer).output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    }
+}
+
+#[test]
+fn a_taken_port_is_found() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port().to_string();
+    for threads in ["1", "4"] {
+        let arguments =
+            ["server", "-H", "127.0.0.1", "-p", &port, "--threads", threads, "http://127.0.0.1:1"];
+        let said = complaint(&run(&arguments, &[]), 1);
+        assert!(said.contains(&format!("cannot listen on 127.0.0.1:{port}: ")), "{said}");
+    }
+}
+
+/// A running proxy over nobody, and where it listens. It ends with the test.
+struct Proxy {
+    process: Child,
+    address: String,
+}
+
+impl Proxy {
+    fn start(arguments: &str, variables: &[(&str, &str)]) -> Self {
+        let line = format!("server -R off --host 127.0.0.1 --port 0 {arguments}");
+        let mut process = command(&words(&line), variables).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
+        let address = loop {
+            let line = lines.next().expect("a proxy that listens").unwrap();
+            if let Some((_, rest)) = line.split_once(r#""listening","values":{"address":""#) {
+                break rest.split('"').next().unwrap().to_owned();
+            }
+        };
+        // Read on, so that it never writes into a closed pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Self { process, address }
+    }
+
+    fn signal(&self, name: &str) {
+        let id = self.process.id().to_string();
+        assert!(Command::new("kill").args(["-s", name, &id]).status().unwrap().success());
+    }
+
+    /// Its exit status, once it ends.
+    fn end(&mut self) -> Option<i32> {
+        let limit = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < limit {
+            if let Some(status) = self.process.try_wait().unwrap() {
+                return status.code();
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        panic!("it does not end");
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[rstest]
+#[case::term("TERM")]
+#[case::interrupt("INT")]
+fn one_signal_stops_it_cleanly(#[case] signal: &str) {
+    let mut proxy = Proxy::start("--drain-grace 0 http://127.0.0.1:1", &[]);
+    proxy.signal(signal);
+    assert_eq!(proxy.end(), Some(0));
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let mut proxy = Proxy::start("--drain-grace 600 http://127.0.0.1:1", &[]);
+    proxy.signal("TERM");
+    // Two signals that arrive before one is handled are one.
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(proxy.process.try_wait().unwrap().is_none());
+    proxy.signal("INT");
+    assert_eq!(proxy.end(), Some(1));
+}
+
+#[test]
+fn a_port_that_a_proxy_shares_is_taken() {
+    let proxy = Proxy::start("--threads 3 http://127.0.0.1:1", &[]);
+    let port = proxy.address.rsplit(':').next().unwrap();
+    let arguments =
+        ["server", "-H", "127.0.0.1", "-p", port, "--threads", "3", "http://127.0.0.1:1"];
+    let said = complaint(&run(&arguments, &[]), 1);
+    assert!(said.contains("the port is taken"), "{said}");
+}
+
+#[test]
+fn empty_variables_count_as_not_set() {
+    let mut variables: Vec<_> = OPTIONS.iter().map(|(_, variable, ..)| (*variable, "")).collect();
+    variables.extend([("VLLM_PXY_VERBOSITY", ""), ("VLLM_PXY_BACKEND_KEY", "")]);
+    Proxy::start("http://127.0.0.1:1", &variables);
+}
+
+#[test]
+fn a_name_that_does_not_resolve_is_no_reason_to_end() {
+    let mut proxy = Proxy::start("--drain-grace 0 http://does-not-exist.invalid:1", &[]);
+    TcpStream::connect(&proxy.address).unwrap();
+    assert!(proxy.process.try_wait().unwrap().is_none());
+    proxy.signal("TERM");
+    assert_eq!(proxy.end(), Some(0));
+}
+
+/// Answers one connection with these bytes; returns its address.
+fn answering(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 1024];
+        let count = stream.read(&mut head).unwrap();
+        assert!(head[..count].starts_with(b"GET /health HTTP/1.1\r\n"));
+        stream.write_all(answer.as_bytes()).unwrap();
+        // Whoever asked closes.
+        let _ = stream.read(&mut head);
+    });
+    address
+}
+
+#[test]
+fn health_tells_by_its_exit_status() {
+    let healthy = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+    let output = run(&["health", &answering(healthy)], &[]);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+
+    let url = format!("http://{}", answering(healthy));
+    assert!(run(&["health", &url], &[]).status.success());
+
+    let address = answering(healthy);
+    let port = address.rsplit(':').next().unwrap();
+    let variables = [("VLLM_PXY_HOST", "0.0.0.0"), ("VLLM_PXY_PORT", port)];
+    assert!(run(&["health"], &variables).status.success());
+
+    let address = answering("HTTP/1.1 503 Service Unavailable\r\n\r\n");
+    let said = complaint(&run(&["health", &address], &[]), 1);
+    assert!(said.contains(&format!("{address} is not healthy: status 503")), "{said}");
+
+    let said = complaint(&run(&["health", &answering("SSH-2.0-OpenSSH\r\n")], &[]), 1);
+    assert!(said.contains("gives no answer"), "{said}");
+
+    let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let said = complaint(&run(&["health", &nobody], &[]), 1);
+    assert!(said.contains(&nobody), "{said}");
+}
