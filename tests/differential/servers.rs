@@ -1,0 +1,136 @@
+//! Starts the product's own programs for a test and ends them with it.
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use crate::answer::{self, Step};
+
+/// Longest wait for a program to listen and be healthy, for busy build machines.
+const START: Duration = Duration::from_secs(30);
+
+/// A running `vllm-proxy` and where it listens; killed when dropped.
+pub(crate) struct Program {
+    child: Child,
+    pub(crate) addr: SocketAddr,
+    log: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl Program {
+    /// A proxy before these servers.
+    pub(crate) fn proxy(upstreams: &[SocketAddr]) -> Self {
+        let mut args: Vec<String> =
+            ["server", "-R", "off", "-H", "127.0.0.1", "-p", "0"].map(str::to_owned).to_vec();
+        args.extend(upstreams.iter().map(|addr| format!("http://{addr}")));
+        Self::start(&args)
+    }
+
+    /// A simulated vLLM.
+    pub(crate) fn mock(model: &str) -> Self {
+        let quick =
+            ["--ttft-ms", "1", "--itl-ms", "1", "--prefill-tps", "0", "--max-model-len", "2048"];
+        let args = [["mock", "--port", "0", "--model", model].as_slice(), &quick].concat();
+        Self::start(&args.into_iter().map(str::to_owned).collect::<Vec<_>>())
+    }
+
+    fn start(args: &[String]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("VLLM_PXY_") {
+                command.env_remove(name);
+            }
+        }
+        command.env("VLLM_PXY_LOGFORMAT", "json").args(args);
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("cargo builds the binary before this test");
+        let stdout = child.stdout.take().expect("standard output is piped above");
+        let log = Arc::new(Mutex::new(VecDeque::new()));
+        let (found, listening) = mpsc::channel();
+        let kept = Arc::clone(&log);
+        // Reads to the end, so that the program never waits for a full pipe.
+        std::thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                if let Some(addr) = listening_address(&line) {
+                    let _ = found.send(addr);
+                }
+                let mut kept = kept.lock().expect("no holder of the log panics");
+                kept.push_back(line);
+                if kept.len() > 40 {
+                    kept.pop_front();
+                }
+            }
+        });
+        let mut program = Self { child, addr: SocketAddr::from(([127, 0, 0, 1], 0)), log };
+        match listening.recv_timeout(START) {
+            Ok(addr) => program.addr = addr,
+            Err(_) => panic!(
+                "`vllm-proxy {}` does not say that it listens:\n{}",
+                args.join(" "),
+                program.log()
+            ),
+        }
+        assert!(
+            healthy(program.addr),
+            "{} does not become healthy:\n{}",
+            args.join(" "),
+            program.log()
+        );
+        program
+    }
+
+    /// The last lines that it logged.
+    pub(crate) fn log(&self) -> String {
+        let log = self.log.lock().expect("no holder of the log panics");
+        log.iter().map(|line| format!("    {line}\n")).collect()
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed otherwise.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The address in the log entry that tells it: the proxy's `listening`, the mock's `serving`.
+fn listening_address(line: &str) -> Option<SocketAddr> {
+    let entry: serde_json::Value = serde_json::from_str(line).ok()?;
+    let (message, values) = (entry.get("message")?.as_str()?, entry.get("values")?);
+    let told = match message {
+        "listening" => values.get("address")?,
+        "mock vLLM serving" => values.get("url")?,
+        _ => return None,
+    };
+    told.as_str()?.trim_start_matches("http://").parse().ok()
+}
+
+/// Polls `/health` until it is 200.
+pub(crate) fn healthy(addr: SocketAddr) -> bool {
+    let deadline = Instant::now() + START;
+    let ask = [Step::Send(b"GET /health HTTP/1.1\r\nHost: vllm.test\r\n\r\n".to_vec())];
+    while Instant::now() < deadline {
+        let seen = answer::run(addr, &ask, &[false], Duration::from_secs(5));
+        if seen.answers.first().is_some_and(|answer| answer.status() == 200) {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    false
+}
+
+/// `host:port` of an environment variable, `None` when it is unset or empty.
+pub(crate) fn address_from(variable: &str) -> Option<SocketAddr> {
+    let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
+    let mut addrs = value.to_socket_addrs().unwrap_or_else(|e| {
+        panic!("invalid value `{value}` of {variable}: expected host:port ({e})")
+    });
+    addrs.next()
+}

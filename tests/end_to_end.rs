@@ -1,0 +1,45 @@
+//! The product's binary over real sockets, between hand-made clients and hand-made backends that
+//! do what ours never would: every byte is seen, and every wait is bounded.
+//!
+//! One suite over all runtimes, see [`proxy::Runtime`]. Nothing here uses the proxy's own codec or
+//! its mock, so that no mistake is made twice. `cargo test -p vllm-proxy --test end_to_end`; what
+//! tests measured is told by `-- --nocapture`. A test that fails shows the proxy's log; with
+//! `VLLM_PXY_TEST_VERBOSE=1` that tells of requests, too.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "all of this is tests, though clippy only knows functions with #[test] as such"
+)]
+
+#[path = "end_to_end/backend.rs"]
+mod backend;
+#[path = "end_to_end/proxy.rs"]
+mod proxy;
+#[path = "end_to_end/sockets.rs"]
+mod sockets;
+#[path = "end_to_end/wire.rs"]
+mod wire;
+
+#[path = "end_to_end/events.rs"]
+mod events;
+#[path = "end_to_end/failing.rs"]
+mod failing;
+#[path = "end_to_end/framing.rs"]
+mod framing;
+#[path = "end_to_end/hostile.rs"]
+mod hostile;
+#[path = "end_to_end/leaving.rs"]
+mod leaving;
+#[path = "end_to_end/many.rs"]
+mod many;
+#[path = "end_to_end/memory.rs"]
+mod memory;
+#[path = "end_to_end/relay.rs"]
+mod relay;
+#[path = "end_to_end/routing.rs"]
+mod routing;
+#[path = "end_to_end/stopping.rs"]
+mod stopping;
+#[path = "end_to_end/strict.rs"]
+mod strict;

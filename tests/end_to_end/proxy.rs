@@ -1,0 +1,268 @@
+//! The product's binary, run for one test, and the runtimes that it can be run on.
+
+use crate::backend::Backend;
+use crate::wire::{PATIENCE, Wire, get};
+use rustix::process::{Pid, Signal, kill_process};
+use std::fs;
+use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+/// What the whole suite runs over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Runtime {
+    Smol,
+}
+
+impl Runtime {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Smol => "smol",
+        }
+    }
+
+    /// Whether it is built in and this machine lets it run.
+    pub(crate) const fn is_possible(self) -> bool {
+        match self {
+            Self::Smol => true,
+        }
+    }
+}
+
+/// Makes each of these functions a test on every runtime.
+macro_rules! on_every_runtime {
+    ($($test:ident),+ $(,)?) => {
+        mod tests {
+            use crate::proxy::Runtime;
+
+            $(
+                #[rstest::rstest]
+                #[case::smol(Runtime::Smol)]
+                fn $test(#[case] runtime: Runtime) {
+                    if runtime.is_possible() {
+                        super::$test(runtime);
+                    } else {
+                        println!("skipped: {runtime:?} cannot run here");
+                    }
+                }
+            )+
+        }
+    };
+}
+pub(crate) use on_every_runtime;
+
+/// Entries of the log, as they come.
+#[derive(Default)]
+struct Log {
+    state: Mutex<Entries>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Entries {
+    entries: Vec<serde_json::Value>,
+    /// The process has closed its standard output: it is about to end, or has.
+    ended: bool,
+}
+
+/// A running proxy; killed when dropped.
+pub(crate) struct Proxy {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    log: Arc<Log>,
+    stderr: Option<JoinHandle<String>>,
+}
+
+impl Proxy {
+    /// In front of these, all of which are up when it returns.
+    pub(crate) fn start(runtime: Runtime, backends: &[&Backend]) -> Self {
+        Self::with(runtime, &[], backends)
+    }
+
+    pub(crate) fn with(runtime: Runtime, options: &[&str], backends: &[&Backend]) -> Self {
+        let upstreams: Vec<_> = backends.iter().map(|backend| backend.upstream()).collect();
+        let proxy = Self::before(runtime, options, &upstreams);
+        proxy.await_entries("backend is up", backends.len());
+        assert_eq!(proxy.ask(&get("/health")), 200, "{}", proxy.told());
+        proxy
+    }
+
+    /// In front of whatever these are; it listens when this returns, and that is all.
+    pub(crate) fn before(runtime: Runtime, options: &[&str], upstreams: &[String]) -> Self {
+        let mut args = vec!["-p", "0"];
+        args.extend_from_slice(options);
+        let mut proxy = Self::spawn(runtime, &args, upstreams);
+        let deadline = Instant::now() + PATIENCE;
+        let entries = proxy.log.wait(deadline, |log| log.ended || find(log, "listening").is_some());
+        let address = find(&entries, "listening")
+            .and_then(|entry| entry["values"]["address"].as_str()?.parse().ok());
+        drop(entries);
+        let Some(address) = address else { panic!("it does not listen: {}", proxy.told()) };
+        proxy.address = address;
+        proxy
+    }
+
+    /// As it is, whatever comes of it.
+    pub(crate) fn spawn(runtime: Runtime, options: &[&str], upstreams: &[String]) -> Self {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("VLLM_PXY_") {
+                command.env_remove(name);
+            }
+        }
+        command.args(["server", "-R", "off", "-L", "json", "--threads", "2", "-H", "127.0.0.1"]);
+        command.args(["--runtime", runtime.name()]).args(options).args(upstreams);
+        if std::env::var_os("VLLM_PXY_TEST_VERBOSE").is_some() {
+            command.arg("-v");
+        }
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("cargo builds the binary before this test");
+        let log = Arc::new(Log::default());
+        let stdout = child.stdout.take().expect("it is piped");
+        let kept = Arc::clone(&log);
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let entry = serde_json::from_str(&line)
+                    .unwrap_or_else(|_| serde_json::json!({"level": "error", "message": line}));
+                kept.lock().entries.push(entry);
+                kept.changed.notify_all();
+            }
+            kept.lock().ended = true;
+            kept.changed.notify_all();
+        });
+        let mut errors = child.stderr.take().expect("it is piped");
+        let stderr = thread::spawn(move || {
+            let mut text = String::new();
+            let _ = errors.read_to_string(&mut text);
+            text
+        });
+        let address = SocketAddr::from(([127, 0, 0, 1], 0));
+        Self { child, address, log, stderr: Some(stderr) }
+    }
+
+    /// A client of its own connection.
+    pub(crate) fn client(&self) -> Wire {
+        Wire::connect(self.address)
+    }
+
+    /// Sends a request on a connection of its own, and says the status of the answer.
+    pub(crate) fn ask(&self, request: &[u8]) -> u16 {
+        let mut client = self.client();
+        client.send(request);
+        client.answer().unwrap_or_else(|end| panic!("no answer: {end:?} {}", self.told())).status()
+    }
+
+    /// Waits until so many entries of this message were logged.
+    pub(crate) fn await_entries(&self, message: &str, count: usize) {
+        let is_so = |log: &Entries| {
+            log.entries.iter().filter(|entry| entry["message"] == message).count() >= count
+        };
+        let entries = self.log.wait(Instant::now() + PATIENCE, |log| log.ended || is_so(log));
+        let is_so = is_so(&entries);
+        drop(entries);
+        assert!(is_so, "never logged {count} times: {message}: {}", self.told());
+    }
+
+    /// How often this message was logged.
+    pub(crate) fn entries(&self, message: &str) -> usize {
+        let log = self.log.lock();
+        log.entries.iter().filter(|entry| entry["message"] == message).count()
+    }
+
+    /// The log, for people.
+    pub(crate) fn told(&self) -> String {
+        let line = |entry: &serde_json::Value| {
+            let part = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
+            format!("\n    {} {} {}", part("time"), part("message"), entry["values"])
+        };
+        self.log.lock().entries.iter().map(line).collect()
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_child(&self.child)
+    }
+
+    /// Descriptors that are open.
+    pub(crate) fn descriptors(&self) -> usize {
+        fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
+    }
+
+    /// Memory in use, in KiB.
+    pub(crate) fn resident_kib(&self) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = fs::read_to_string(path).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
+        kib.expect("Linux says it")
+    }
+
+    pub(crate) fn terminate(&self) {
+        kill_process(self.pid(), Signal::TERM).expect("it runs");
+    }
+
+    /// Waits for its end: the exit status, and what it wrote to standard error.
+    pub(crate) fn exit(&mut self) -> (Option<i32>, String) {
+        let ended = self.log.wait(Instant::now() + PATIENCE, |log| log.ended).ended;
+        assert!(ended, "it does not end: {}", self.told());
+        let status = self.child.wait().expect("it is our child");
+        (status.code(), self.stderr())
+    }
+
+    fn stderr(&mut self) -> String {
+        let reader = self.stderr.take();
+        reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        // It may have ended by itself, which the test has noticed otherwise.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let stderr = self.stderr();
+        if thread::panicking() {
+            println!("the proxy's log:{}\n{stderr}", self.told());
+            return;
+        }
+        assert!(!stderr.contains("panicked"), "the proxy panicked:\n{stderr}");
+        let bugs = |entry: &&serde_json::Value| {
+            entry["level"].as_str().is_some_and(|level| level.eq_ignore_ascii_case("error"))
+        };
+        let bug = self.log.lock().entries.iter().find(bugs).cloned();
+        assert!(bug.is_none(), "the proxy logged a bug of its own: {bug:?}");
+    }
+}
+
+impl Log {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait(&self, deadline: Instant, is_so: impl Fn(&Entries) -> bool) -> MutexGuard<'_, Entries> {
+        let limit = deadline.saturating_duration_since(Instant::now());
+        let waited = self.changed.wait_timeout_while(self.lock(), limit, |log| !is_so(log));
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
+}
+
+fn find<'a>(log: &'a Entries, message: &str) -> Option<&'a serde_json::Value> {
+    log.entries.iter().find(|entry| entry["message"] == message)
+}
+
+/// Asks again and again until it is so; for what nobody tells when it happens.
+#[track_caller]
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
+    let start = Instant::now();
+    while !is_so() {
+        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+    start.elapsed()
+}

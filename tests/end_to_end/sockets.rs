@@ -1,0 +1,70 @@
+//! What the kernel knows of connections that neither end tells.
+
+use crate::wire::PATIENCE;
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+/// Waits until a count of bytes has not grown for so long that everything on their way is full.
+pub(crate) fn until_still(count: impl Fn() -> usize) {
+    const STILL: Duration = Duration::from_millis(400);
+    let start = Instant::now();
+    let (mut last, mut since) = (count(), start);
+    while last == 0 || since.elapsed() < STILL {
+        assert!(start.elapsed() < PATIENCE * 2, "bytes never stop moving");
+        std::thread::sleep(Duration::from_millis(10));
+        let now = count();
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+}
+
+/// Whether a connection waits for this address to accept.
+pub(crate) fn is_connecting_to(address: SocketAddr) -> bool {
+    const SYN_SENT: &str = "02";
+    of(address).iter().any(|line| line.remote == address && line.state == SYN_SENT)
+}
+
+/// Whether the proxy has read all that this client sent.
+pub(crate) fn is_received(proxy: SocketAddr, client: &TcpStream) -> bool {
+    let client = client.local_addr().expect("it is connected");
+    let both = of(client).into_iter().filter(|line| line.local == proxy || line.remote == proxy);
+    both.into_iter().all(|line| line.queues == "00000000:00000000")
+}
+
+struct Line {
+    local: SocketAddr,
+    remote: SocketAddr,
+    state: String,
+    queues: String,
+}
+
+/// What the kernel's table of IPv4 connections says of an address. It may be long, thanks to
+/// other tests.
+fn of(address: SocketAddr) -> Vec<Line> {
+    let table = fs::read_to_string("/proc/net/tcp").expect("Linux has it");
+    let SocketAddr::V4(address) = address else { panic!("these tests use IPv4") };
+    let ip = u32::from_ne_bytes(address.ip().octets());
+    let wanted = format!(" {ip:08X}:{:04X} ", address.port());
+    let lines = table.lines().filter(|line| line.contains(&wanted));
+    lines
+        .map(|line| {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            Line {
+                local: parsed(fields[1]),
+                remote: parsed(fields[2]),
+                state: fields[3].to_owned(),
+                queues: fields[4].to_owned(),
+            }
+        })
+        .collect()
+}
+
+/// An address as the table has it.
+fn parsed(text: &str) -> SocketAddr {
+    let (ip, port) = text.split_once(':').expect("address:port");
+    let ip = u32::from_str_radix(ip, 16).expect("hex digits");
+    let port = u16::from_str_radix(port, 16).expect("hex digits");
+    SocketAddr::from((ip.to_ne_bytes(), port))
+}
