@@ -141,20 +141,23 @@ fn a_body_of_unknown_length_may_use_the_budget_up(runtime: Runtime) {
     }
 }
 
-fn large_bodies_leave_nothing_behind(runtime: Runtime) {
+fn large_bodies_leave_little_behind(runtime: Runtime) {
+    const BODIES: usize = 12;
     let backend = Backend::answering(&["m"], |request| ok(request.body.len().to_string()));
     let proxy = Proxy::start(runtime, &[&backend]);
     let before = proxy.resident_kib();
     let request = post("/x", &"x".repeat(20 * MIB));
-    let mut clients: Vec<_> = (0..6).map(|_| proxy.client()).collect();
+    let mut clients: Vec<_> = (0..BODIES).map(|_| proxy.client()).collect();
     for client in &mut clients {
         client.send(&request);
         assert_eq!(client.answer().unwrap().text(), (20 * MIB).to_string());
     }
-    // The connections stay open; what they carried is gone.
-    let after =
-        eventually("the memory is given back", || proxy.resident_kib() < before + GROWTH_MAX_KIB);
-    println!("six bodies of 20 MiB: their memory was given back after {after:?}");
+    // The connections stay open; what they carried is gone, but for what the allocator keeps for
+    // the next: glibc up to twice the largest piece, for each of the two threads.
+    let most = before + 2 * 2 * (20 << 10) + GROWTH_MAX_KIB;
+    eventually("the memory is given back", || proxy.resident_kib() < most);
+    let grown = proxy.resident_kib().saturating_sub(before);
+    println!("{BODIES} bodies of 20 MiB: the proxy has grown by {grown} KiB");
 }
 
 fn sixty_four_uploads_at_once_arrive_whole(runtime: Runtime) {
@@ -212,7 +215,7 @@ on_every_runtime![
     bodies_take_turns_when_their_budget_is_used_up,
     a_body_larger_than_the_budget_goes_alone,
     a_body_of_unknown_length_may_use_the_budget_up,
-    large_bodies_leave_nothing_behind,
+    large_bodies_leave_little_behind,
     sixty_four_uploads_at_once_arrive_whole,
     single_bytes_for_a_slow_reader_are_all_right,
 ];
