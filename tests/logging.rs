@@ -44,11 +44,16 @@ fn end(process: &mut Child) {
 
 /// All that a proxy over `upstream` logs until it has listened and stopped.
 fn log_of(arguments: &[&str], upstream: &str) -> String {
+    log_until("listening", arguments, upstream)
+}
+
+/// All that a proxy over `upstream` logs until it has said `word` and stopped.
+fn log_until(word: &str, arguments: &[&str], upstream: &str) -> String {
     let mut process =
         server(&["--port", "0", upstream]).args(arguments).stdout(Stdio::piped()).spawn().unwrap();
     let mut stdout = process.stdout.take().unwrap();
     let mut log = Vec::new();
-    while !String::from_utf8_lossy(&log).contains("listening") {
+    while !String::from_utf8_lossy(&log).contains(word) {
         let mut bytes = [0; 4096];
         let count = stdout.read(&mut bytes).unwrap();
         assert_ne!(count, 0, "{}", String::from_utf8_lossy(&log));
@@ -58,6 +63,41 @@ fn log_of(arguments: &[&str], upstream: &str) -> String {
     stdout.read_to_end(&mut log).unwrap();
     end(&mut process);
     String::from_utf8(log).unwrap()
+}
+
+/// A backend that is well but lists its models to nobody, until the test ends.
+fn locked_backend() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                let mut byte = [0];
+                stream.read_exact(&mut byte).unwrap();
+                head.push(byte[0]);
+            }
+            let healthy = head.starts_with(b"GET /health ");
+            let status = if healthy { "200 OK" } else { "401 Unauthorized" };
+            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\n\r\n");
+            stream.write_all(answer.as_bytes()).unwrap();
+        }
+    });
+    url
+}
+
+#[test]
+fn a_backend_that_asks_for_a_key_is_told() {
+    let backend = locked_backend();
+    let log = log_until("VLLM_PXY_BACKEND_KEY", &["--log-format", "json"], &backend);
+    let told: Vec<_> = json(&log)
+        .into_iter()
+        .filter(|entry| entry["message"].as_str().unwrap().contains("VLLM_PXY_BACKEND_KEY"))
+        .collect();
+    assert_eq!(told.len(), 1, "{log}");
+    assert_eq!(told[0]["level"], "Warning");
+    assert_eq!(told[0]["values"]["address"], backend.strip_prefix("http://").unwrap());
 }
 
 /// The entries of a JSON log: every line is one.

@@ -418,3 +418,16 @@ pub trait Lend: Send + Sync + core::fmt::Debug {
     /// Lends the engine for the length of one call.
     fn lend(&self, visit: &mut dyn FnMut(&mut Engine));
 }
+
+impl dyn Lend {
+    /// Lends the engine to what is called once and brings something back.
+    pub fn with<R>(&self, visit: impl FnOnce(&mut Engine) -> R) -> R {
+        let (mut visit, mut result) = (Some(visit), None);
+        self.lend(&mut |engine| {
+            if let Some(visit) = visit.take() {
+                result = Some(visit(engine));
+            }
+        });
+        result.expect("whoever implements `lend` calls what it is given")
+    }
+}

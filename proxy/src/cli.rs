@@ -3,6 +3,11 @@
 //! Takes every value as it was written and judges none: that is [`config`](crate::config)'s. Lets
 //! none of clap's own messages out, since they repeat values, and a value may hold a password.
 
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "clap prints these comments as they are: brackets mean what can be left out, not links"
+)]
+
 mod wording;
 
 use crate::usage::UsageError;
@@ -47,16 +52,17 @@ Examples:
   every 10 seconds:
     vllm-proxy server http://vllm.default.svc.cluster.local:8000
 
-  A local server on a Unix socket, and no waiting for lost ones longer than 5 minutes:
+  A local server on a Unix socket, given up when it has said nothing for 5 minutes:
     vllm-proxy -T 5 server unix:///run/vllm.sock
 
   The same by variables, as in a container:
-    VLLM_PXY_UPSTREAMS=http://gpu1:8000,http://gpu2:8000 VLLM_PXY_PORT=80 vllm-proxy server
+    VLLM_PXY_UPSTREAMS=http://gpu1:8000,http://gpu2:8000 VLLM_PXY_PORT=8080 vllm-proxy server
 
 Variables:
   VLLM_PXY_BACKEND_KEY
           The key that the proxy's own questions present to servers started with --api-key. Clients
-          bring their own. There is no option for it, since other users can read command lines.
+          bring their own. Without it such servers cannot list their models, and get no requests.
+          There is no option for it, since other users can read command lines.
 
   Every option can be set by the environment variable named with it. The option wins. All variables
   are checked, those that an option overrides too; one that is set to nothing counts as not set.
@@ -140,11 +146,14 @@ pub(crate) enum Command {
 #[derive(Args, Default)]
 #[command(next_help_heading = "Global options (before or after the subcommand)")]
 pub(crate) struct GlobalArgs {
-    /// The Redis that proxies share what they know through
+    /// The Redis that proxies are to share what they know through
+    ///
+    /// This version reads, checks and logs it, and connects to none: what a proxy learns stays in
+    /// its process.
     ///
     /// redis://[user:password@]host[:port][/db], rediss:// for TLS, redis+unix:///path, `local` for
-    /// localhost:6379, or `off`: what the proxy learns stays in this process. A password belongs
-    /// into the variable, since other users can read command lines.
+    /// localhost:6379, or `off` for none. A password belongs in the variable, since other users can
+    /// read command lines.
     ///
     /// [variable: VLLM_PXY_REDIS] [default: local]
     #[arg(short = 'R', long, value_name = "CONN_URI")]
@@ -277,7 +286,8 @@ pub(crate) struct HealthArgs {
     /// The proxy: host:port, :port, host or http://host:port
     ///
     /// What is left out is taken from VLLM_PXY_HOST and VLLM_PXY_PORT, and else from the default,
-    /// 127.0.0.1:8000. An address to listen on any interface stands for this machine.
+    /// 127.0.0.1:8000. An address to listen on any interface stands for this machine. What a server
+    /// was told by --host and --port is not known here.
     pub(crate) addr: Option<OsString>,
 }
 

@@ -1,8 +1,8 @@
 //! From what was written to what is meant: every option and variable is checked here, once, before
 //! a port is bound.
 //!
-//! Knows names and defaults; how a value is read is told by [`values`](crate::values),
-//! [`upstream`](crate::upstream) and [`redis_url`](crate::redis_url).
+//! Knows names and defaults; how a value is read is told by [`values`],
+//! [`upstream`] and [`redis_url`](crate::redis_url).
 
 use crate::cli::{GlobalArgs, HealthArgs, ServerArgs};
 use crate::health::Address;

@@ -161,8 +161,8 @@ Try these in another terminal.
     curl -i http://{proxy}/v1/chat/completions {json} \
       -d '{{"model":"demo/none","messages":[{{"role":"user","content":"Hello!"}}]}}'
 
-  Crash server 1, past the proxy, and go on chatting: server 2 takes over, nobody sees an error.
-  Server 1 is back after {away} seconds:
+  Crash server 1, past the proxy: this curl gets an empty reply. Go on chatting: server 2 takes
+  over, nobody sees an error. Server 1 is back after {away} seconds:
     curl http://{first}/v1/completions {json} \
       -d '{{"prompt":"goodbye","mock":{{"fail":"crash"}}}}'
 

@@ -21,7 +21,7 @@ mod responses;
 mod routes;
 
 use crate::stop;
-use clap::builder::RangedU64ValueParser;
+use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
 use http_types::StatusCode;
 use smol::channel::{Receiver, Sender, bounded};
 use std::io;
@@ -80,11 +80,12 @@ pub(crate) struct Args {
 
     /// Name of the model; repeated for aliases: all are accepted, the first is in every answer
     #[arg(short, long = "model", default_value = "demo/chat-8b", value_name = "NAME")]
-    #[arg(help_heading = "Model")]
+    #[arg(help_heading = "Model", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) models: Vec<String>,
 
     /// Name of a LoRA adapter on the model, listed as one; repeatable
     #[arg(long = "lora", value_name = "NAME", help_heading = "Model")]
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     pub(crate) loras: Vec<String>,
 
     /// Tokens that prompt and answer have room for together

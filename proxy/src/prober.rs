@@ -11,9 +11,12 @@ mod resolve;
 use crate::secret::Secret;
 use crate::shared::{Order, SharedEngine};
 use crate::upstream::Upstream;
+use ask::Asked;
 use smol::channel::Receiver;
 use smol::future::FutureExt;
 use smol::{LocalExecutor, Timer};
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
 use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
@@ -21,7 +24,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 use vllm_proxy_core::engine::{Input, Lend, Output};
-use vllm_proxy_core::fleet::BackendId;
+use vllm_proxy_core::fleet::{Address, BackendId};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::ProbeError;
 
@@ -39,7 +42,9 @@ pub(crate) fn start(
         let executor = Rc::new(LocalExecutor::new());
         smol::block_on(executor.run(async {
             resolve::start(&executor, &shared, upstreams);
-            let prober = Prober { executor: Rc::clone(&executor), shared, key: key.map(Arc::new) };
+            let key = key.map(Arc::new);
+            let refused = Rc::default();
+            let prober = Prober { executor: Rc::clone(&executor), shared, key, refused };
             prober.run(orders).await;
         }));
     };
@@ -51,6 +56,7 @@ struct Prober {
     executor: Rc<LocalExecutor<'static>>,
     shared: Arc<SharedEngine>,
     key: Option<Arc<Secret>>,
+    refused: Rc<Refused>,
 }
 
 impl Prober {
@@ -66,7 +72,7 @@ impl Prober {
             match order.or(time).await {
                 Some(Ok(Order::Output(Output::Probe(backend)))) => self.probe(backend),
                 // Idle connections to it end by themselves, in seconds.
-                Some(Ok(Order::Output(Output::Forget(_)))) => {}
+                Some(Ok(Order::Output(Output::Forget(backend)))) => self.refused.forget(backend),
                 Some(Ok(Order::Earlier(at))) => {
                     deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
                 }
@@ -87,16 +93,80 @@ impl Prober {
     /// Asks a backend how it is, beside everything else.
     fn probe(&self, backend: BackendId) {
         let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+        let refused = Rc::clone(&self.refused);
         let probe = async move {
             let mut spec = None;
             shared.lend(&mut |engine| spec = engine.spec(backend).cloned());
             let Some(spec) = spec else { return };
             // A library that panics over an odd answer must not end all probing.
             let asked = AssertUnwindSafe(ask::backend(&spec, key.as_deref())).catch_unwind().await;
-            let probed = asked.unwrap_or(Err(ProbeError::Broken));
-            log::trace!(backend:%, answered = probed.is_ok(); "probed");
-            shared.tell(Input::Probed(backend, probed));
+            let asked = asked.unwrap_or(Err(ProbeError::Broken));
+            log::trace!(backend:%, answered = asked.is_ok(); "probed");
+            if let Ok(Asked { models_status: Some(status), .. }) = asked {
+                refused.tell(backend, &spec.address, status);
+            }
+            shared.tell(Input::Probed(backend, asked.map(|asked| asked.probe)));
         };
         self.executor.spawn(probe).detach();
+    }
+}
+
+/// Backends that answer but refuse to list their models, with the status of the refusal. They look
+/// healthy and get no request, so the operator is told: once, not at each probe.
+#[derive(Default)]
+struct Refused(RefCell<BTreeMap<BackendId, u16>>);
+
+impl Refused {
+    fn tell(&self, backend: BackendId, address: &Address, status: u16) {
+        if !self.is_new(backend, status) {
+            return;
+        }
+        if status == 401 {
+            log::warn!(
+                backend:%, address:%;
+                "backend asks for a key to list its models: VLLM_PXY_BACKEND_KEY is not set or wrong"
+            );
+        } else {
+            log::warn!(backend:%, address:%, status; "backend does not list its models");
+        }
+    }
+
+    /// Whether this status is a refusal, and not the one before.
+    fn is_new(&self, backend: BackendId, status: u16) -> bool {
+        let mut refused = self.0.borrow_mut();
+        if status == 200 {
+            refused.remove(&backend);
+            return false;
+        }
+        refused.insert(backend, status) != Some(status)
+    }
+
+    fn forget(&self, backend: BackendId) {
+        self.0.borrow_mut().remove(&backend);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_told_once() {
+        let refused = Refused::default();
+        let (a, b) = (BackendId(0), BackendId(1));
+        let told = [
+            (a, 401, true),
+            (a, 401, false),
+            (b, 401, true),
+            (a, 404, true),
+            (a, 200, false),
+            (a, 404, true),
+            (b, 401, false),
+        ];
+        for (backend, status, expected) in told {
+            assert_eq!(refused.is_new(backend, status), expected, "{backend} {status}");
+        }
+        refused.forget(b);
+        assert!(refused.is_new(b, 401));
     }
 }

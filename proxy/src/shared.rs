@@ -71,12 +71,7 @@ impl SharedEngine {
     /// Tells the engine what happened.
     pub(crate) fn tell(&self, input: Input<'_>) {
         let now = self.clock.now();
-        let mut input = Some(input);
-        self.lend(&mut |engine| {
-            if let Some(input) = input.take() {
-                engine.handle(input, now);
-            }
-        });
+        (self as &dyn Lend).with(|engine| engine.handle(input, now));
     }
 
     /// Tells the engine the time, and returns when it wants to be told again.

@@ -77,13 +77,7 @@ pub(crate) struct Core {
 impl Core {
     /// Lends the engine for one call.
     pub(crate) fn with_engine<R>(&self, visit: impl FnOnce(&mut Engine) -> R) -> R {
-        let (mut visit, mut result) = (Some(visit), None);
-        self.engine.lend(&mut |engine| {
-            if let Some(visit) = visit.take() {
-                result = Some(visit(engine));
-            }
-        });
-        result.expect("Lend calls what it is given")
+        self.engine.with(visit)
     }
 
     /// Waits for the stop.

@@ -22,7 +22,7 @@ pub(super) fn of(error: &clap::Error, program: &clap::Command) -> UsageError {
         return UsageError::value(&argument, value, &wrong(&argument, value, error));
     } else if kind == ErrorKind::UnknownArgument {
         let known = context(ContextKind::SuggestedArg)
-            .map_or("no such one".to_owned(), |known| format!("perhaps {known}"));
+            .map_or("none like it".to_owned(), |known| format!("perhaps {known}"));
         format!("unexpected argument `{argument}`: expected {known}; {hint}")
     } else if kind == ErrorKind::InvalidValue {
         // An option without a value: none has a list of valid ones.
@@ -61,9 +61,9 @@ fn wrong(argument: &str, value: &str, error: &clap::Error) -> Invalid {
     match reason {
         // Its words may hold the value.
         Some(reason) if !argument.contains("key") => {
-            Invalid::expected(format!("a valid one ({})", one_line(&reason)))
+            Invalid::expected(format!("a valid value ({})", one_line(&reason)))
         }
-        _ => Invalid::shown_as(redacted(value), "a valid one"),
+        _ => Invalid::shown_as(redacted(value), "a valid value"),
     }
 }
 

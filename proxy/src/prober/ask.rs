@@ -22,8 +22,16 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A card of `/v1/models` takes half a kilobyte: this is room for tens of thousands of adapters.
 const BODY_BYTES_MAX: u64 = 16 << 20;
 
+/// What a round of questions brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Asked {
+    pub(super) probe: Probe,
+    /// Status of `GET /v1/models`, if it was answered: why there may be no list.
+    pub(super) models_status: Option<u16>,
+}
+
 /// Asks `/health` first, since nothing else matters if that is not answered.
-pub(super) async fn backend(spec: &BackendSpec, key: Option<&Secret>) -> Result<Probe, ProbeError> {
+pub(super) async fn backend(spec: &BackendSpec, key: Option<&Secret>) -> Result<Asked, ProbeError> {
     let end = Instant::now() + LIMIT;
     let health = answer(spec, key, "/health", end).await?.status;
     let (models, version) =
@@ -31,11 +39,13 @@ pub(super) async fn backend(spec: &BackendSpec, key: Option<&Secret>) -> Result<
     let body = |answer: Result<Answer, ProbeError>| {
         answer.ok().filter(|answer| answer.status == 200).and_then(|answer| answer.body)
     };
-    Ok(Probe {
+    let models_status = models.as_ref().ok().map(|answer| answer.status);
+    let probe = Probe {
         health,
         models: body(models).and_then(|body| parse_models(&body)),
         version: body(version).and_then(|body| parse_version(&body)),
-    })
+    };
+    Ok(Asked { probe, models_status })
 }
 
 struct Answer {
@@ -168,8 +178,9 @@ mod tests {
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         let (spec, server) = server(vec![ok, ok, ok]);
         let key = Secret::new("hunter2".to_owned());
-        let probe = smol::block_on(backend(&spec, Some(&key))).unwrap();
-        assert_eq!(probe, Probe { health: 200, models: None, version: None });
+        let asked = smol::block_on(backend(&spec, Some(&key))).unwrap();
+        let probe = Probe { health: 200, models: None, version: None };
+        assert_eq!(asked, Asked { probe, models_status: Some(200) });
         let heads = server.join().unwrap();
         assert!(heads[0].starts_with("GET /p/health HTTP/1.1\r\nhost: vllm.example\r\n"));
         assert!(heads[0].contains("authorization: Bearer hunter2\r\n"), "{}", heads[0]);
