@@ -42,13 +42,17 @@ fn is_hop(name: &str) -> bool {
     }
 }
 
-/// Whether a `Connection` header names this one.
-fn is_named(name: &str, headers: &[Header<'_>]) -> bool {
+/// What the `Connection` headers name, which [`head`](super::head) keeps short.
+fn named<'a>(headers: &[Header<'a>]) -> Vec<&'a [u8]> {
     headers
         .iter()
         .filter(|header| header.name.eq_ignore_ascii_case("connection"))
         .flat_map(|header| options(header.value))
-        .any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+        .collect()
+}
+
+fn is_named(name: &str, named: &[&[u8]]) -> bool {
+    named.iter().any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// Headers that frame or route a message, which `Connection` cannot take away.
@@ -67,12 +71,13 @@ pub fn request_headers(out: &mut Vec<u8>, head: &RequestHead<'_>) -> bool {
     {
         line(out, "Host", authority.as_bytes());
     }
+    let named = if head.names_hops { named(head.headers) } else { Vec::new() };
     for header in head.headers {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
         if is_hop(header.name)
             // Answered by us; the backend gets the body with the head.
             || (is("expect") && header.value.eq_ignore_ascii_case(b"100-continue"))
-            || (head.names_hops && !is_kept(header.name) && is_named(header.name, head.headers))
+            || (is_named(header.name, &named) && !is_kept(header.name))
         {
             continue;
         }
@@ -126,10 +131,9 @@ pub fn response(
 ) {
     status_line(out, head.status, head.reason);
     let mut connection = Connection { close, keep };
+    let named = if head.names_hops { named(head.headers) } else { Vec::new() };
     for header in head.headers {
-        if is_hop(header.name)
-            || (head.names_hops && !is_kept(header.name) && is_named(header.name, head.headers))
-        {
+        if is_hop(header.name) || (is_named(header.name, &named) && !is_kept(header.name)) {
             continue;
         }
         if header.name.len() == 17 && header.name.eq_ignore_ascii_case("transfer-encoding") {

@@ -122,6 +122,10 @@ pub const fn header_room<'a>() -> HeaderRoom<'a> {
     [const { MaybeUninit::uninit() }; 256]
 }
 
+/// How many options the `Connection` headers of a head may have: each is compared with each header.
+/// Nobody sends more than a few.
+const OPTIONS_MAX: usize = 100;
+
 /// How many header lines an answer may have. Far beyond any server; a bound all the same.
 const RESPONSE_HEADERS_MAX: usize = 8_192;
 
@@ -288,6 +292,7 @@ struct Facts<'a> {
     close: bool,
     keep_alive: bool,
     names_hops: bool,
+    options: usize,
 }
 
 impl<'a> Facts<'a> {
@@ -305,7 +310,7 @@ impl<'a> Facts<'a> {
                     let twice = "there is more than one Expect header";
                     once(&mut facts.expect, header.value, twice)?;
                 }
-                10 if is("connection") => facts.connection(header.value),
+                10 if is("connection") => facts.connection(header.value)?,
                 14 if is("content-length") => {
                     let twice = "there is more than one Content-Length";
                     once(&mut facts.length, parse_length(header.value)?, twice)?;
@@ -322,8 +327,12 @@ impl<'a> Facts<'a> {
         Ok(facts)
     }
 
-    fn connection(&mut self, value: &[u8]) {
+    fn connection(&mut self, value: &[u8]) -> Result<(), &'static str> {
         for option in options(value) {
+            self.options += 1;
+            if self.options > OPTIONS_MAX {
+                return Err("the Connection header has too many options");
+            }
             if option.eq_ignore_ascii_case(b"close") {
                 self.close = true;
             } else if option.eq_ignore_ascii_case(b"keep-alive") {
@@ -332,6 +341,7 @@ impl<'a> Facts<'a> {
                 self.names_hops = true;
             }
         }
+        Ok(())
     }
 }
 
