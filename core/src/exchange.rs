@@ -35,8 +35,8 @@ use deadlines::LINGER_MAX;
 use request::Request;
 use response::Attempt;
 
-/// What a client may send ahead of its turn (pipelining) before it is read no further. A client
-/// that fills this and then leaves is noticed only when an answer is written to it.
+/// What a client may send ahead of its turn (pipelining) before it is read no further. That it
+/// leaves is seen all the same, unless it sent more than the kernel takes.
 const AHEAD_BYTES_MAX: usize = 64 << 10;
 /// How much of an answer may be held while another backend is tried.
 const HELD_BYTES_MAX: usize = 64 << 10;
@@ -416,6 +416,8 @@ impl Exchange {
         self.attempt = None;
         self.kept = None;
         self.instead = None;
+        // However long the client takes to read the answer, or to hear that it was refused.
+        self.request.forget_bytes();
         self.give_back();
     }
 

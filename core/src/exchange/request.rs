@@ -21,6 +21,9 @@ use core::ops::Range;
 const SLACK: usize = 256;
 /// What a chunked body asks of the budget first; then it doubles.
 const CHUNKED_RESERVE: u64 = 64 << 10;
+/// What a promised length asks first, at most. Promises cost a client nothing: were they taken at
+/// their word, a few heads without a body could use the whole budget up.
+const PROMISED_RESERVE_MAX: u64 = 1 << 20;
 
 /// One request, as far as it was read.
 #[derive(Debug, Default)]
@@ -38,6 +41,8 @@ pub(super) struct Request {
     headers: Vec<u8>,
     has_host: bool,
     chunked: bool,
+    /// The length that the head promised.
+    promised: Option<u64>,
     rule: Option<Rule>,
     scanner: Scanner,
     scan: Scan,
@@ -234,9 +239,13 @@ impl Exchange {
         request.rule = Some(rule);
         let framing = head.framing;
         request.chunked = framing == Framing::Chunked;
+        request.promised = match framing {
+            Framing::Length(bytes) => Some(bytes),
+            Framing::Empty | Framing::Chunked | Framing::UntilClose => None,
+        };
         request.reader = Some(BodyReader::new(framing, self.limits.head_bytes_max));
         request.wanted = match framing {
-            Framing::Length(bytes) => bytes,
+            Framing::Length(bytes) => bytes.min(PROMISED_RESERVE_MAX),
             Framing::Chunked => CHUNKED_RESERVE,
             Framing::Empty | Framing::UntilClose => 0,
         };
@@ -319,8 +328,9 @@ impl Exchange {
             return;
         }
         if body_len > request.share.bytes {
-            // A chunked body outgrew what was reserved for it.
-            request.wanted = body_len.saturating_mul(2).min(self.limits.body_bytes_max);
+            // It outgrew what was reserved for it.
+            let most = request.promised.unwrap_or(self.limits.body_bytes_max);
+            request.wanted = body_len.saturating_mul(2).min(most);
             request.starved = Some((now, now));
             self.orders.push_back(Order::Reserve(request.wanted()));
             return;

@@ -124,7 +124,7 @@ pub enum Output<'a> {
 /// Which sides to read. What is to be written is said by [`Output::Send`] and [`Output::Relay`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
-    /// Whether to read from the client.
+    /// Whether to read from the client. If not, say [`Input::Closed`] all the same when it leaves.
     pub client: bool,
     /// Whether to read from the backend.
     pub upstream: bool,

@@ -48,6 +48,24 @@ fn memory_for_a_body_is_waited_for() {
 }
 
 #[test]
+fn a_promised_length_takes_no_more_than_has_come() {
+    const MIB: usize = 1 << 20;
+    let mut bench = Bench::with(1, Limits::default(), 8 << 20);
+    bench.client(http(&format!("POST / HTTP/1.1|Host: h|Content-Length: {}||", 5 * MIB)));
+    bench.expect(&["reserve 1048576"]);
+    // Another's body still has room.
+    let other = bench.others_take(7 << 20);
+    bench.engine.release(other);
+    bench.client("x".repeat(MIB + 1));
+    bench.expect(&["reserve 1048578"]);
+    bench.client("x".repeat(2 * MIB));
+    bench.expect(&["reserve 3145726"]);
+    bench.client("x".repeat(2 * MIB - 1));
+    bench.expect(&["ask", "connect 0 fresh"]);
+    bench.abandoned();
+}
+
+#[test]
 fn a_chunked_body_that_outgrows_its_memory_waits_with_what_it_has() {
     let mut bench = Bench::with(1, Limits::default(), 200_000);
     bench.client(http("POST / HTTP/1.1|Host: h|Transfer-Encoding: chunked||"));

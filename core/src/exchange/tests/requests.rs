@@ -205,6 +205,28 @@ fn a_request_is_forgotten_once_its_answer_has_begun() {
     bench.idle();
 }
 
+/// Its share of the budget is given back, so nothing of it may stay behind an answer that leaves
+/// slowly, nor while a client that was refused is lingered for.
+#[rstest]
+#[case::answered("100000\r\n{}\r\n0\r\n\r\n")]
+#[case::refused("100000\r\n{}\r\nz")]
+fn a_request_is_forgotten_once_it_is_answered(#[case] body: &str) {
+    let mut bench = Bench::new(1);
+    bench.client(http("POST /v1/completions HTTP/1.1|Host: h|Transfer-Encoding: chunked||"));
+    bench.client_takes = Takes::Bytes(0);
+    bench.client(body.replace("{}", &"x".repeat(0x10_0000)));
+    if bench.connecting {
+        assert!(bench.exchange.request.message().len() > 0x10_0000);
+        bench.connected();
+        bench.backend(OK);
+    }
+    assert!(bench.transcript().iter().any(|line| line.starts_with("unreserve")));
+    assert!(bench.exchange.request.message().is_empty());
+    bench.client_leaves();
+    bench.skip();
+    bench.over();
+}
+
 #[test]
 fn pipelined_requests_are_answered_in_order() {
     let mut bench = Bench::new(1);
