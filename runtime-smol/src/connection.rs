@@ -33,6 +33,8 @@ enum Woken {
     Connected(io::Result<Socket>),
     Readable(Side),
     Writable(Side),
+    /// The client will send nothing more, while nothing is read of it.
+    Ended,
     Drained,
     Due,
 }
@@ -52,6 +54,8 @@ struct Connection {
     drained: EventListener,
     timer: Timer,
     timer_at: Instant,
+    /// It read as much in a row as it may: now it is the others' turn.
+    yields: bool,
 }
 
 /// Serves a client until its connection is over.
@@ -70,11 +74,15 @@ pub(crate) async fn drive(core: Rc<Core>, client: Socket) {
         drained,
         timer: core.reactor.timer(),
         timer_at: Instant::FAR,
+        yields: false,
         core,
     };
     connection.check_drain(now);
     while connection.carry_out(&[]).is_continue() {
         connection.set_timer();
+        if std::mem::take(&mut connection.yields) {
+            connection.core.reactor.next_turn().await;
+        }
         let woken = poll_fn(|cx| connection.poll_woken(cx)).await;
         if connection.tell(woken).is_break() {
             break;
@@ -216,8 +224,12 @@ impl Connection {
             }
             Upstream::None => {}
         }
-        if interest.client && self.client.poll_readable(cx).is_ready() {
-            return Poll::Ready(Woken::Readable(Side::Client));
+        if interest.client {
+            if self.client.poll_readable(cx).is_ready() {
+                return Poll::Ready(Woken::Readable(Side::Client));
+            }
+        } else if self.client.poll_ended(cx).is_ready() {
+            return Poll::Ready(Woken::Ended);
         }
         if self.client_full && self.client.poll_writable(cx).is_ready() {
             return Poll::Ready(Woken::Writable(Side::Client));
@@ -253,6 +265,7 @@ impl Connection {
                 self.upstream_full = false;
                 self.handle(Input::Writable(Side::Upstream));
             }
+            Woken::Ended => self.handle(Input::Closed(Side::Client, End::Closed)),
             Woken::Drained => {
                 self.drained = self.core.drained.listen();
                 // A request that is here already is heard before it is told that it is too late.
@@ -273,7 +286,7 @@ impl Connection {
     fn read(&mut self, side: Side) -> Flow {
         let core = self.core.clone();
         let mut buffer = core.buffer.borrow_mut();
-        for _ in 0..READS_IN_A_ROW_MAX {
+        for reads in 1..=READS_IN_A_ROW_MAX {
             let socket = match (side, &self.upstream) {
                 (Side::Client, _) => &self.client,
                 (Side::Upstream, Upstream::Open(_, socket)) => socket,
@@ -302,6 +315,7 @@ impl Connection {
             if bytes < buffer.len() || !wanted {
                 break;
             }
+            self.yields = reads == READS_IN_A_ROW_MAX;
         }
         Flow::Continue(())
     }

@@ -11,7 +11,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -33,6 +33,8 @@ pub(crate) struct Reactor {
     sources: RefCell<Sources>,
     timers: RefCell<BTreeMap<(Instant, u64), Rc<Alarm>>>,
     timers_made: Cell<u64>,
+    /// Who lets all others go first, until the next turn.
+    yielding: RefCell<Vec<Waker>>,
 }
 
 #[derive(Debug, Default)]
@@ -76,6 +78,7 @@ impl Reactor {
             sources: RefCell::default(),
             timers: RefCell::default(),
             timers_made: Cell::new(0),
+            yielding: RefCell::default(),
         }))
     }
 
@@ -115,7 +118,9 @@ impl Reactor {
     fn turn(&self, events: &mut Vec<Event>) {
         let notifier = &self.notifier;
         notifier.sleeping.store(true, Ordering::SeqCst);
-        let timeout = if notifier.notified.load(Ordering::SeqCst) {
+        let yielding = self.yielding.take();
+        let busy = !yielding.is_empty() || notifier.notified.load(Ordering::SeqCst);
+        let timeout = if busy {
             Some(Duration::ZERO)
         } else {
             let timers = self.timers.borrow();
@@ -148,6 +153,22 @@ impl Reactor {
         }
         drop(sources);
         self.ring();
+        for waker in yielding {
+            waker.wake();
+        }
+    }
+
+    /// Lets the others go first: whatever is ready now, descriptors and timers too.
+    pub(crate) async fn next_turn(&self) {
+        let mut yielded = false;
+        poll_fn(|cx| {
+            if std::mem::replace(&mut yielded, true) {
+                return Poll::Ready(());
+            }
+            self.yielding.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
     }
 
     /// Rings what is due.
@@ -224,6 +245,11 @@ impl Source {
     /// Ready when a write may take something, or fail.
     pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
         wait(&self.readiness.writable, &self.readiness.writer, cx)
+    }
+
+    /// Ready when the peer closed its half or is gone, whatever is to be read before that.
+    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
+        wait(&self.readiness.ended, &self.readiness.reader, cx)
     }
 
     /// Whether a read may bring something, as far as the last turn saw.
@@ -382,7 +408,6 @@ impl Drop for Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -476,6 +501,18 @@ mod tests {
         let thread = std::thread::spawn(move || sender.send_blocking(7));
         assert_eq!(reactor.block_on(receiver.recv()), Ok(7));
         assert!(thread.join().is_ok());
+    }
+
+    #[test]
+    fn who_yields_lets_descriptors_go_first() {
+        let reactor = Reactor::new().expect("a reactor");
+        let (source, mut theirs) = pair(&reactor);
+        theirs.write_all(b"x").expect("written");
+        reactor.block_on(async {
+            assert!(!source.is_readable());
+            reactor.next_turn().await;
+            assert!(source.is_readable());
+        });
     }
 
     #[test]

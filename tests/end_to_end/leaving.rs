@@ -220,6 +220,22 @@ fn behind_a_pipelined_request(runtime: Runtime) {
     assert_eq!(backend.requests(), 1);
 }
 
+/// Nothing more is read then, but the end is seen.
+fn behind_more_than_is_read_ahead(runtime: Runtime) {
+    let (backend, left) = stuck(b"");
+    let proxy = Proxy::start(runtime, &[&backend]);
+    for (number, leave) in Leave::ALL.into_iter().enumerate() {
+        let client = proxy.client();
+        client.send(chat("m"));
+        backend.await_requests(number + 1);
+        client.send(get("/docs").repeat(3_000));
+        let start = Instant::now();
+        let kept = leave.take(client);
+        check(&left, start, &format!("far ahead, {leave:?}"));
+        drop(kept);
+    }
+}
+
 fn while_another_backend_is_tried(runtime: Runtime) {
     let bad = Backend::scripted(&["m"], |_, _| Then::Close);
     let (good, left) = stuck(b"");
@@ -269,6 +285,7 @@ on_every_runtime![
     while_the_backend_takes_no_more_of_the_request,
     before_the_backend_accepts,
     behind_a_pipelined_request,
+    behind_more_than_is_read_ahead,
     while_another_backend_is_tried,
     hundreds_leave_at_once,
 ];
