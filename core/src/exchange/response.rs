@@ -16,6 +16,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
+/// How much of a body is copied behind its head, to leave with it in one plain send.
+const COPIED_BYTES_MAX: usize = 4 << 10;
 /// Informational answers before the final one. Nobody sends more than a few.
 const INFORMATIONAL_MAX: u8 = 16;
 
@@ -254,6 +256,9 @@ impl Exchange {
         let mut at = from;
         let mut failed = false;
         let mut has_data = false;
+        let out_before = self.out.len();
+        // A small answer leaves in one piece with its head; a large one is not copied for that.
+        let direct = *hold == Hold::FirstByte && bytes.len() - from > COPIED_BYTES_MAX;
         // The run of bytes that goes on as it is.
         let mut run = from..from;
         let mut flow = Flow {
@@ -270,6 +275,9 @@ impl Exchange {
             let read = at..at + step.len;
             at = read.end;
             has_data |= step.kind == Kind::Data;
+            if has_data && direct {
+                flow.begin();
+            }
             let passes = match (step.kind, *framing) {
                 (Kind::Data, ClientFraming::Rechunked) => {
                     forward::chunk_size(flow.own(), step.len as u64);
@@ -305,6 +313,10 @@ impl Exchange {
         if failed {
             if *hold == Hold::No {
                 return self.answer_broken(Outcome::Broken, now);
+            }
+            if direct {
+                self.pieces.clear();
+                self.out.truncate(out_before);
             }
             return self.fail(Failure::Nonsense);
         }
@@ -463,6 +475,12 @@ struct Flow<'a> {
 }
 
 impl Flow<'_> {
+    /// Lets go what is held: nothing more is.
+    fn begin(&mut self) {
+        self.out.append(self.held);
+        self.hold = Hold::No;
+    }
+
     /// Where bytes of our own go.
     fn own(&mut self) -> &mut Vec<u8> {
         if self.hold == Hold::No { self.out } else { self.held }

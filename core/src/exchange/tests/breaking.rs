@@ -72,6 +72,31 @@ fn a_malformed_chunk_breaks_an_answer() {
 }
 
 #[test]
+fn a_large_beginning_is_relayed_where_it_lies() {
+    let mut bench = asked(2);
+    let (head, data) = ("HTTP/1.1 200 OK|transfer-encoding: chunked||", "x".repeat(0x1400));
+    bench.backend(http(&format!("{head}1400|{data}|")));
+    let log = bench.transcript();
+    assert_eq!(log[0], format!("relay {head}+1400|{data}|"));
+    assert_eq!(log[1..], ["first byte"]);
+    bench.abandoned();
+}
+
+#[test]
+fn a_large_beginning_that_ends_malformed_has_not_begun() {
+    let mut bench = asked(2);
+    let (head, data) = ("HTTP/1.1 200 OK|transfer-encoding: chunked||", "x".repeat(0x1400));
+    bench.backend(http(&format!("{head}1400|{data}|x|")));
+    bench.expect(&["release", "ask again Nonsense", "connect 1"]);
+    bench.connected();
+    bench.skip();
+    bench.backend(http("HTTP/1.1 200 OK|content-length: 2||hi"));
+    bench.skip();
+    assert_eq!(bench.client, http("HTTP/1.1 200 OK|content-length: 2||hi").as_bytes());
+    bench.idle();
+}
+
+#[test]
 fn a_malformed_trailer_breaks_an_answer() {
     let mut bench = asked(2);
     bench.backend(http("HTTP/1.1 200 OK|transfer-encoding: chunked||1|a|"));
