@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 /// What must not be printed, whatever is wrong.
@@ -289,6 +290,7 @@ fn a_taken_port_is_found() {
 struct Proxy {
     process: Child,
     address: String,
+    log: Receiver<String>,
 }
 
 impl Proxy {
@@ -303,8 +305,18 @@ impl Proxy {
             }
         };
         // Read on, so that it never writes into a closed pipe.
-        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Self { process, address }
+        let (read, log) = channel();
+        std::thread::spawn(move || {
+            lines.map_while(Result::ok).for_each(|line| read.send(line).unwrap_or_default());
+        });
+        Self { process, address, log }
+    }
+
+    /// Waits for an entry with this message.
+    fn logged(&self, message: &str) {
+        let message = format!(r#""message":"{message}""#);
+        let limit = Duration::from_secs(10);
+        while !self.log.recv_timeout(limit).expect("an entry").contains(&message) {}
     }
 
     fn signal(&self, name: &str) {
@@ -346,7 +358,7 @@ fn a_second_signal_ends_it_at_once() {
     let mut proxy = Proxy::start("--drain-grace 600 http://127.0.0.1:1", &[]);
     proxy.signal("TERM");
     // Two signals that arrive before one is handled are one.
-    std::thread::sleep(Duration::from_millis(100));
+    proxy.logged("stopping");
     assert!(proxy.process.try_wait().unwrap().is_none());
     proxy.signal("INT");
     assert_eq!(proxy.end(), Some(1));

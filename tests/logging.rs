@@ -4,7 +4,7 @@
 
 use rstest::rstest;
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -192,10 +192,13 @@ fn secrets_are_not_logged() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    terminate(&process);
+    let mut output = BufReader::new(process.stdout.take().unwrap());
     let mut log = String::new();
-    process.stdout.take().unwrap().read_to_string(&mut log).unwrap();
+    while !log.contains("\"listening\"") {
+        assert!(output.read_line(&mut log).unwrap() > 0, "it ended: {log}");
+    }
+    terminate(&process);
+    output.read_to_string(&mut log).unwrap();
     end(&mut process);
     assert!(log.contains("redis://127.0.0.1:1/7"), "{log}");
     assert!(!log.contains("hunter2"), "{log}");
