@@ -397,3 +397,35 @@ fn the_body_is_sent_again_to_another() {
         bench.idle();
     }
 }
+
+/// What a connection does before it took a byte of the request says little of the request.
+#[rstest]
+#[case::bytes_of_another("HTTP/1.1 200 OK||", "Nonsense")]
+#[case::its_end("", "Connect")]
+fn before_anything_was_sent(#[case] bytes: &str, #[case] why: &str) {
+    let mut bench = Bench::new(2);
+    bench.upstream_takes = Takes::Bytes(0);
+    bench.client(GET);
+    bench.expect(&["ask", "connect 0"]);
+    bench.connected();
+    bench.skip();
+    match bytes {
+        "" => bench.backend_ends(End::Closed),
+        bytes => bench.backend(http(bytes)),
+    }
+    bench.expect(&["release", &format!("ask again {why}"), "connect 1"]);
+    bench.abandoned();
+}
+
+#[test]
+fn a_reused_connection_that_spoke_first_is_stale() {
+    let mut bench = Bench::new(2);
+    bench.idle = true;
+    bench.upstream_takes = Takes::Bytes(0);
+    bench.client(GET);
+    bench.skip();
+    bench.backend(http("HTTP/1.1 408 X|content-length: 0||"));
+    bench.upstream_takes = Takes::All;
+    bench.expect(&["release", "ask again Stale", "connect 0 fresh"]);
+    answered_elsewhere(bench);
+}
