@@ -91,7 +91,7 @@ fn is_prefix(path: &str) -> bool {
 /// Every upstream of one source. A value that has an `@` somewhere may be a URL with a password
 /// that was cut at a comma or a space, so then no item is shown whole.
 pub(crate) fn parse_all(items: &[&str]) -> Result<Vec<Upstream>, (String, Invalid)> {
-    let secret = items.iter().any(|item| item.contains(['@', '%', '?', '#']));
+    let secret = items.iter().any(|item| may_hold_secret(item));
     let parse = |item: &&str| {
         Upstream::parse(item).map_err(|what| {
             let expected = format!("{EXPECTED}{what}");
@@ -109,6 +109,18 @@ pub(crate) fn parse_all(items: &[&str]) -> Result<Vec<Upstream>, (String, Invali
         return Err((shown, Invalid::expected(format!("at most {UPSTREAMS_MAX}"))));
     }
     Ok(upstreams)
+}
+
+/// Whether what was written may be user and password of a URL: `http://user:pass` lacks its host, and
+/// the password stands where a port should.
+fn may_hold_secret(item: &str) -> bool {
+    let rest = item.split_once("://").map_or(item, |(_, rest)| rest);
+    let address = rest.split('/').next().unwrap_or_default();
+    let port = address.rsplit_once(':').map_or("", |(_, port)| port);
+    // A single letter keeps no secret; a number of up to five digits is a port.
+    let is_port = port.len() < 2
+        || port.len() <= 5 && port.bytes().all(|byte| byte.is_ascii_digit() || byte == b']');
+    item.contains(['@', '%', '?', '#']) || !is_port
 }
 
 impl fmt::Display for Upstream {
@@ -178,6 +190,9 @@ mod tests {
     #[case::cut_in_two(&["http://me:hunter2", "3@vllm"])]
     #[case::escaped_at(&["http://me:hunter2%40vllm"])]
     #[case::tls(&["https://me:hunter2@vllm"])]
+    #[case::without_host(&["http://me:hunter2"])]
+    #[case::without_host_but_a_path(&["http://a", "http://me:hunter2/x"])]
+    #[case::without_scheme(&["me:hunter2"])]
     fn passwords_are_not_shown(#[case] items: &[&str]) {
         let (_, invalid) = parse_all(items).unwrap_err();
         assert!(!format!("{invalid:?}").contains("hunter2"), "{invalid:?}");
