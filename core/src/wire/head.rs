@@ -10,7 +10,6 @@ mod tests;
 use super::body::Framing;
 use crate::config::Limits;
 use alloc::vec;
-use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use httparse::{Header, Status};
 
@@ -399,13 +398,4 @@ pub fn absolute(target: &str) -> Option<(&str, &str)> {
     let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
     if path.starts_with('#') { None } else { Some((authority, path)) }
-}
-
-/// Copies header lines out of a parsed head; for tests and logs.
-pub fn lines(headers: &[Header<'_>]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for header in headers {
-        super::forward::line(&mut out, header.name, header.value);
-    }
-    out
 }

@@ -4,6 +4,16 @@ use super::*;
 use rstest::rstest;
 use std::format;
 use std::string::{String, ToString};
+use std::vec::Vec;
+
+/// The header lines of a parsed head.
+fn lines(headers: &[Header<'_>]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for header in headers {
+        crate::wire::forward::line(&mut out, header.name, header.value);
+    }
+    out
+}
 
 fn summary(bytes: &[u8]) -> Result<String, RequestError> {
     let mut room = header_room();
