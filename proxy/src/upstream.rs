@@ -111,8 +111,8 @@ pub(crate) fn parse_all(items: &[&str]) -> Result<Vec<Upstream>, (String, Invali
     Ok(upstreams)
 }
 
-/// Whether what was written may be user and password of a URL: `http://user:pass` lacks its host, and
-/// the password stands where a port should.
+/// Whether what was written may be user and password of a URL: `http://user:pass` lacks its host,
+/// and the password stands where a port should.
 fn may_hold_secret(item: &str) -> bool {
     let rest = item.split_once("://").map_or(item, |(_, rest)| rest);
     let address = rest.split('/').next().unwrap_or_default();
