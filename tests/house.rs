@@ -27,8 +27,17 @@ const LAYER_EXCEPTIONS: [(&str, &str); 4] = [
 ];
 
 /// All that core may depend on: none of it can reach a socket, a clock, a file or a thread.
-const CORE_DEPENDENCIES: [&str; 7] =
-    ["hashbrown", "httparse", "log", "memchr", "rapidhash", "serde", "serde_json"];
+const CORE_DEPENDENCIES: [&str; 9] = [
+    "base64",
+    "hashbrown",
+    "httparse",
+    "log",
+    "memchr",
+    "rapidhash",
+    "serde",
+    "serde_json",
+    "sha1_smol",
+];
 
 /// Lines of a file, its tests apart.
 const LINES_MAX: usize = 500;

@@ -7,3 +7,4 @@ pub mod head;
 pub mod probe;
 pub mod routes;
 pub mod scan;
+pub mod websocket;

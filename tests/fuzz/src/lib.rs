@@ -14,10 +14,12 @@
 mod body;
 mod exchange;
 mod head;
+mod websocket;
 
 pub use body::body;
 pub use exchange::exchange;
 pub use head::head;
+pub use websocket::websocket;
 
 use serde_json::Value;
 use vllm_proxy_core::wire::scan::{self, Scanner};
@@ -55,6 +57,7 @@ mod tests {
         replay("body", super::body);
         replay("exchange", super::exchange);
         replay("head", super::head);
+        replay("websocket", super::websocket);
     }
 
     fn replay(target: &str, run: fn(&[u8])) {
