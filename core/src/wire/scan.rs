@@ -16,7 +16,10 @@ use alloc::string::String;
 
 /// Names that take more bytes than this in the body are passed over: no backend serves them, and
 /// the default model's says so in vLLM's words. What we keep of a body stays bounded.
-const MODEL_BYTES_MAX: usize = 64 * 1024;
+pub(super) const MODEL_BYTES_MAX: usize = 64 * 1024;
+
+/// The same for other names: whoever gives them out makes them shorter.
+const NAME_BYTES_MAX: usize = 4 * 1024;
 
 /// The keys that hold a prompt, on any route, and of which the values are text or token ids. What
 /// is base64 throughout (`images`, `prompt_embeds`) says nothing about tokens by its length.
@@ -62,6 +65,10 @@ pub struct Scan {
     /// Whether it must not be sent twice: it names another backend's state (`kv_transfer_params`)
     /// or outlives its connection (`background`).
     pub pinned: bool,
+    /// The response that is to be continued: whoever made it holds its history.
+    pub previous_response_id: Option<String>,
+    /// The adapter that is to be loaded or unloaded.
+    pub lora_name: Option<String>,
 }
 
 /// Scans a body that is all there.
@@ -124,6 +131,8 @@ enum Key {
     Prompt,
     KvTransferParams,
     Background,
+    PreviousResponseId,
+    LoraName,
     #[default]
     Other,
 }
@@ -257,8 +266,11 @@ impl Scanner {
     fn value(&mut self, raw: &[u8]) {
         let text = self.state == State::Text;
         let scalar = |word: &[u8]| self.state == State::Scalar && raw == word;
+        let name = |bytes_max| if text { name(raw, bytes_max) } else { None };
         match self.key {
-            Key::Model => self.found.model = if text { model(raw) } else { None },
+            Key::Model => self.found.model = name(MODEL_BYTES_MAX),
+            Key::PreviousResponseId => self.found.previous_response_id = name(NAME_BYTES_MAX),
+            Key::LoraName => self.found.lora_name = name(NAME_BYTES_MAX),
             Key::Stream => self.found.stream = scalar(b"true"),
             Key::Prompt if self.state == State::Scalar => {}
             Key::Prompt => self.found.prompt_bytes += raw.len() as u64,
@@ -288,14 +300,16 @@ impl Key {
             b"stream" => Self::Stream,
             b"kv_transfer_params" => Self::KvTransferParams,
             b"background" => Self::Background,
+            b"previous_response_id" => Self::PreviousResponseId,
+            b"lora_name" => Self::LoraName,
             name if PROMPT_KEYS.contains(&name) => Self::Prompt,
             _ => Self::Other,
         }
     }
 }
 
-fn model(raw: &[u8]) -> Option<String> {
-    if raw.len() > MODEL_BYTES_MAX {
+fn name(raw: &[u8], bytes_max: usize) -> Option<String> {
+    if raw.len() > bytes_max {
         return None;
     }
     unescape(raw).filter(|name| !name.is_empty())

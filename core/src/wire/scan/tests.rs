@@ -140,6 +140,36 @@ fn long_names(#[case] length: usize, #[case] named: bool) {
     assert_eq!(scan(body.as_bytes()).model.is_some(), named);
 }
 
+#[rstest]
+#[case::both(r#"{"previous_response_id":"resp_1","lora_name":"l"}"#, Some("resp_1"), Some("l"))]
+#[case::escaped(
+    r#"{"previous_response_id":"r\u00e9","lora_name":"a\/b"}"#,
+    Some("ré"),
+    Some("a/b")
+)]
+#[case::no_text(r#"{"previous_response_id":null,"lora_name":["l"]}"#, None, None)]
+#[case::empty(r#"{"previous_response_id":"","lora_name":""}"#, None, None)]
+#[case::last_wins(r#"{"lora_name":"a","lora_name":"b"}"#, None, Some("b"))]
+#[case::last_wins_null(r#"{"previous_response_id":"a","previous_response_id":null}"#, None, None)]
+#[case::nested(r#"{"input":[{"previous_response_id":"a"}],"x":{"lora_name":"l"}}"#, None, None)]
+fn other_names(#[case] body: &str, #[case] response: Option<&str>, #[case] adapter: Option<&str>) {
+    let found = check(body.as_bytes());
+    assert_eq!(found.previous_response_id.as_deref(), response);
+    assert_eq!(found.lora_name.as_deref(), adapter);
+    assert_eq!(found.model, None);
+}
+
+#[rstest]
+#[case::at_the_limit(NAME_BYTES_MAX, true)]
+#[case::beyond(NAME_BYTES_MAX + 1, false)]
+fn other_long_names(#[case] length: usize, #[case] named: bool) {
+    let name = "n".repeat(length);
+    let body = format!(r#"{{"previous_response_id":"{name}","lora_name":"{name}"}}"#);
+    let found = scan(body.as_bytes());
+    assert_eq!(found.previous_response_id.is_some(), named);
+    assert_eq!(found.lora_name.is_some(), named);
+}
+
 #[test]
 fn invalid_utf8_is_no_name_and_hurts_nothing_else() {
     assert_eq!(check(b"{\"model\":\"\xff\"}").model, None);
@@ -192,10 +222,14 @@ fn naive(body: &[u8]) -> Option<Scan> {
         _ => 0,
     };
     let prompts = pairs.iter().filter(|pair| PROMPT_KEYS.contains(&pair.0.as_bytes()));
+    let name = |key| {
+        let name: Option<String> = last(key).and_then(|raw| serde_json::from_str(raw).ok());
+        name.filter(|name| !name.is_empty())
+    };
     Some(Scan {
-        model: last("model")
-            .and_then(|raw| serde_json::from_str(raw).ok())
-            .filter(|name: &String| !name.is_empty()),
+        model: name("model"),
+        previous_response_id: name("previous_response_id"),
+        lora_name: name("lora_name"),
         stream: last("stream") == Some("true"),
         prompt_bytes: prompts.map(|pair| length(pair.1.get()) as u64).sum(),
         pinned: last("kv_transfer_params").is_some_and(|raw| raw != "null")
@@ -227,6 +261,7 @@ fn value() -> impl Strategy<Value = String> {
 fn object() -> impl Strategy<Value = String> {
     let key = prop_oneof![
         6 => r#""(model|stream|background|kv_transfer_params|prompt|messages|tools)""#,
+        2 => r#""(previous_response_id|lora_name)""#,
         1 => r#""(m|\\u006d)(o|\\u006F)del""#,
         1 => text(),
     ];
