@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod body;
+pub mod form;
 pub mod forward;
 pub mod head;
 pub mod probe;

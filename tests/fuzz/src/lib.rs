@@ -13,11 +13,13 @@
 
 mod body;
 mod exchange;
+mod form;
 mod head;
 mod websocket;
 
 pub use body::body;
 pub use exchange::exchange;
+pub use form::form;
 pub use head::head;
 pub use websocket::websocket;
 
@@ -56,6 +58,7 @@ mod tests {
         replay("scan", super::scan);
         replay("body", super::body);
         replay("exchange", super::exchange);
+        replay("form", super::form);
         replay("head", super::head);
         replay("websocket", super::websocket);
     }
