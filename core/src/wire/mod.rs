@@ -6,6 +6,7 @@ pub mod form;
 pub mod forward;
 pub mod head;
 pub mod probe;
+pub mod response_id;
 pub mod routes;
 pub mod scan;
 pub mod websocket;
