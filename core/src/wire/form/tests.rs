@@ -337,7 +337,14 @@ fn linear_however_it_is_cut(#[case] filling: &str) {
 proptest! {
     #[test]
     fn parts_are_found(
-        parts in vec(("(model|stream|prompt|file|x)", any::<bool>(), "[a\r\n-B]{0,12}"), 0..5),
+        parts in vec(
+            (
+                "(model|stream|prompt|file|x)",
+                any::<bool>(),
+                "[aB\r\n-]{0,12}|[tT]rue|1|off",
+            ),
+            0..5,
+        ),
     ) {
         let mut body = String::new();
         let mut expected = Scan::default();
@@ -350,6 +357,7 @@ proptest! {
                     let named = !file && !content.is_empty();
                     expected.model = named.then(|| content.clone());
                 }
+                "stream" => expected.stream = !file && ["true", "True", "1"].contains(&&**content),
                 "prompt" if !file => expected.prompt_bytes += content.len() as u64,
                 _ => {}
             }
