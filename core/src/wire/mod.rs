@@ -5,6 +5,7 @@ pub mod body;
 pub mod form;
 pub mod forward;
 pub mod head;
+pub mod merge;
 pub mod metrics;
 pub mod probe;
 pub mod response_id;
