@@ -94,6 +94,7 @@ const WORDS: &[&str] = &[
     "again Nonsense",
     "again Timeout",
     "again Status(503)",
+    "again ErrorEvent",
     "release reusable",
     "reset",
     "shutdown",

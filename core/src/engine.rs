@@ -135,7 +135,11 @@ impl Engine {
             }
             // A stale connection says nothing of the server, a time-out may be a long prefill,
             // and 500 or 503 may be the request's own fault or back-pressure.
-            Failure::NoSocket | Failure::Stale | Failure::Status(_) | Failure::Timeout => {}
+            Failure::NoSocket
+            | Failure::Stale
+            | Failure::Status(_)
+            | Failure::ErrorEvent
+            | Failure::Timeout => {}
         }
         let failed = held.backend;
         let model = Arc::clone(&held.model);
@@ -159,7 +163,8 @@ impl Engine {
             | Failure::Lost
             | Failure::Cut
             | Failure::Nonsense
-            | Failure::Status(_) => Refusal::NoAnswer,
+            | Failure::Status(_)
+            | Failure::ErrorEvent => Refusal::NoAnswer,
         })
     }
 

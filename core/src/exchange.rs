@@ -10,10 +10,13 @@
 //!
 //! Bytes belong to the runtime. Of a request the exchange keeps all, within
 //! [`Limits`], until the answer has begun; of an answer it keeps the head until the first byte of
-//! the body, and the whole of a 500 or 503 of at most 64 KiB while another backend is tried.
+//! the body, and the whole of a 500, a 503 or a stream that begins with an error, of at most
+//! 64 KiB, while another backend is tried.
 //! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
 
 mod deadlines;
+mod events;
+mod flow;
 mod request;
 mod response;
 #[cfg(test)]

@@ -74,7 +74,7 @@ impl Request {
             let long = if chance(rng, 10) { 3_000 } else { 40 };
             let pad = "x".repeat(rng.below(long) as usize);
             request.body = format!(r#"{{"model":"m","id":{id},"pad":"{pad}"}}"#).into_bytes();
-            if minor == 1 && chance(rng, 8) {
+            if minor == 1 && chance(rng, 4) {
                 head.push_str("Expect: 100-continue\r\n");
             }
             if minor == 1 && chance(rng, 2) {
@@ -92,6 +92,17 @@ impl Request {
             request.bytes = head.into_bytes();
         }
         request
+    }
+}
+
+/// A stream of events; the first is an error if there is a code for it.
+fn events(code: u16, serial: usize, id: usize, pad: &str) -> String {
+    let text = format!("answer {serial} to {id} {pad}");
+    match code {
+        0 => format!("data: {{\"text\": \"{text}\"}}\n\ndata: [DONE]\n\n"),
+        code => format!(
+            "data: {{\"error\": {{\"message\": \"{text}\", \"code\": {code}}}}}\n\ndata: [DONE]\n\n"
+        ),
     }
 }
 
@@ -168,7 +179,14 @@ impl Answer {
         }
         let bodiless = to_head || matches!(status, 204 | 304);
         let long = if chance(rng, 8) { 5_000 } else { 60 };
-        let body = format!("answer {serial} to {id} {}", "y".repeat(rng.below(long) as usize));
+        let pad = "y".repeat(rng.below(long) as usize);
+        let body = if chance(rng, 4) {
+            bytes.extend_from_slice(b"content-type: text/event-stream; charset=utf-8\r\n");
+            let code = if faults { *one_of(rng, &[0, 400, 500, 503]) } else { 0 };
+            events(code, serial, id, &pad)
+        } else {
+            format!("answer {serial} to {id} {pad}")
+        };
         let body = if bodiless { Vec::new() } else { body.into_bytes() };
         let mut answer = Self {
             id,

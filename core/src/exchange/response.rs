@@ -2,7 +2,9 @@
 //!
 //! Owns nothing of an answer's body but what must be held before the client may see it.
 
-use super::{After, End, Exchange, HELD_BYTES_MAX, Kept, Order, Phase, Piece, shrink};
+use super::events::{FirstEvent, Verdict, is_event_stream};
+use super::flow::{Flow, Hold};
+use super::{After, End, Exchange, HELD_BYTES_MAX, Kept, Order, Phase, shrink};
 use crate::config::Limits;
 use crate::exchange::Drain;
 use crate::fleet::{BackendId, BackendSpec};
@@ -43,17 +45,6 @@ enum Stage {
     },
 }
 
-/// What keeps an answer from the client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Hold {
-    /// Nothing: it has begun.
-    No,
-    /// The first byte of its body, since until then another backend may be tried.
-    FirstByte,
-    /// All of it: it is an error that another backend may do better than.
-    Whole,
-}
-
 /// One backend's try at a request.
 #[derive(Debug)]
 pub(super) struct Attempt {
@@ -74,6 +65,7 @@ pub(super) struct Attempt {
     informational: u8,
     /// The answer as the client will get it, while it is held.
     held: Vec<u8>,
+    first_event: FirstEvent,
     /// When the backend last sent or took a byte, or was first asked to.
     pub(super) heard_at: Instant,
 }
@@ -94,6 +86,7 @@ impl Attempt {
             head_end: HeadEnd::default(),
             informational: 0,
             held: Vec::new(),
+            first_event: FirstEvent::default(),
             heard_at: now,
         }
     }
@@ -203,9 +196,10 @@ impl Exchange {
                     close && final_one,
                     keep && final_one,
                 );
-                (head.status, head.framing, framing, head.keep_alive, close)
+                let events = head.status == 200 && is_event_stream(head.headers);
+                (head.status, head.framing, framing, head.keep_alive, close, events)
             });
-            let Ok((status, backend_framing, framing, reusable, close)) = parsed else {
+            let Ok((status, backend_framing, framing, reusable, close, events)) = parsed else {
                 return self.fail(Failure::Nonsense);
             };
             // `find` stopped behind this head; what was kept of it does not count in `bytes`.
@@ -225,14 +219,15 @@ impl Exchange {
                 }
                 continue;
             }
-            let whole = match status {
+            let again = self.request.meta().retry == Retry::BeforeFirstByte;
+            let hold = match status {
                 // Another backend may do better.
-                500 | 503 => self.request.meta().retry == Retry::BeforeFirstByte,
+                500 | 503 if again => Hold::Whole,
+                200 if again && events => Hold::FirstEvent,
                 // We may know better.
-                404 => self.instead.is_some(),
-                _ => false,
+                404 if self.instead.is_some() => Hold::Whole,
+                _ => Hold::FirstByte,
             };
-            let hold = if whole { Hold::Whole } else { Hold::FirstByte };
             attempt.held = emitted;
             attempt.stage = Stage::Body {
                 reader: BodyReader::new(backend_framing, self.limits.head_bytes_max),
@@ -258,7 +253,8 @@ impl Exchange {
         let mut has_data = false;
         let out_before = self.out.len();
         // A small answer leaves in one piece with its head; a large one is not copied for that.
-        let direct = *hold == Hold::FirstByte && bytes.len() - from > COPIED_BYTES_MAX;
+        let direct = matches!(hold, Hold::FirstByte | Hold::FirstEvent)
+            && bytes.len() - from > COPIED_BYTES_MAX;
         // The run of bytes that goes on as it is.
         let mut run = from..from;
         let mut flow = Flow {
@@ -275,7 +271,14 @@ impl Exchange {
             let read = at..at + step.len;
             at = read.end;
             has_data |= step.kind == Kind::Data;
-            if has_data && direct {
+            if *hold == Hold::FirstEvent && step.kind == Kind::Data {
+                *hold = match attempt.first_event.read(&bytes[read.clone()]) {
+                    Verdict::Unknown => Hold::FirstEvent,
+                    Verdict::Passes => Hold::FirstByte,
+                    Verdict::ServerError => Hold::Whole,
+                };
+            }
+            if has_data && direct && *hold == Hold::FirstByte {
                 flow.begin();
             }
             let passes = match (step.kind, *framing) {
@@ -308,6 +311,7 @@ impl Exchange {
             Hold::No => false,
             Hold::FirstByte => has_data || done,
             // Too much to hold: it passes, whatever another backend might have said.
+            Hold::FirstEvent => full || done,
             Hold::Whole => full,
         };
         if failed {
@@ -366,7 +370,8 @@ impl Exchange {
         {
             self.kept = Some(Kept { bytes: attempt.held, after });
             self.phase = Phase::Asked;
-            self.orders.push_back(Order::AskAgain(ticket, Failure::Status(status)));
+            let failure = if status == 200 { Failure::ErrorEvent } else { Failure::Status(status) };
+            self.orders.push_back(Order::AskAgain(ticket, failure));
             return;
         }
         if let Some(ticket) = attempt.ticket.take() {
@@ -406,7 +411,8 @@ impl Exchange {
                         attempt.held.extend_from_slice(last);
                     }
                 }
-                if matches!(attempt.stage, Stage::Body { hold: Hold::FirstByte, .. }) {
+                let begins = [Hold::FirstByte, Hold::FirstEvent];
+                if matches!(attempt.stage, Stage::Body { hold, .. } if begins.contains(&hold)) {
                     self.answer_begins();
                 }
                 self.answer_complete(false, now);
@@ -464,35 +470,4 @@ impl Exchange {
 /// Whether the bytes so far can be the beginning of an answer. What cannot is not waited for.
 fn may_be_head(bytes: &[u8]) -> bool {
     bytes.iter().zip(b"HTTP/1.").all(|(byte, expected)| byte == expected)
-}
-
-/// Where an answer's bytes go: on to the client, or into what is held.
-struct Flow<'a> {
-    held: &'a mut Vec<u8>,
-    out: &'a mut Vec<u8>,
-    pieces: &'a mut alloc::collections::VecDeque<Piece>,
-    hold: Hold,
-}
-
-impl Flow<'_> {
-    /// Lets go what is held: nothing more is.
-    fn begin(&mut self) {
-        self.out.append(self.held);
-        self.hold = Hold::No;
-    }
-
-    /// Where bytes of our own go.
-    fn own(&mut self) -> &mut Vec<u8> {
-        if self.hold == Hold::No { self.out } else { self.held }
-    }
-
-    /// Passes on a part of what was read.
-    fn read(&mut self, bytes: &[u8], read: Range<usize>) {
-        if read.is_empty() {
-        } else if self.hold == Hold::No {
-            self.pieces.push_back(Piece { own_until: self.out.len(), read });
-        } else {
-            self.held.extend_from_slice(&bytes[read]);
-        }
-    }
 }

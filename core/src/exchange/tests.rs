@@ -1,6 +1,7 @@
 //! The machine, driven by hand: every output in order, and then silence.
 
 mod breaking;
+mod events;
 mod failures;
 mod harness;
 mod leaving;

@@ -58,7 +58,8 @@ impl Held {
             | Failure::Lost
             | Failure::Cut
             | Failure::Nonsense
-            | Failure::Status(_) => {
+            | Failure::Status(_)
+            | Failure::ErrorEvent => {
                 self.delivered = self.delivered.saturating_add(1);
                 false
             }
@@ -104,7 +105,7 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    use Failure::{Connect, Cut, Lost, Nonsense, Stale, Status, Timeout};
+    use Failure::{Connect, Cut, ErrorEvent, Lost, Nonsense, Stale, Status, Timeout};
     use Next::{GiveUp, Other, Same};
 
     /// Feeds failures to one request, each `Other` going to a new backend.
@@ -138,6 +139,7 @@ mod tests {
     #[case::lost_one_other(&[(Lost, Other), (Lost, GiveUp)])]
     #[case::cut_one_other(&[(Cut, Other), (Cut, GiveUp)])]
     #[case::status_one_other(&[(Status(503), Other), (Status(500), GiveUp)])]
+    #[case::error_event_one_other(&[(ErrorEvent, Other), (Status(500), GiveUp)])]
     #[case::nonsense_one_other(&[(Nonsense, Other), (Nonsense, GiveUp)])]
     #[case::death_and_status_share_the_one(&[(Lost, Other), (Status(503), GiveUp)])]
     #[case::status_and_death_share_the_one(&[(Status(500), Other), (Lost, GiveUp)])]
@@ -160,6 +162,7 @@ mod tests {
     #[case::lost(&[(Lost, GiveUp)])]
     #[case::cut(&[(Cut, GiveUp)])]
     #[case::status(&[(Status(503), GiveUp)])]
+    #[case::error_event(&[(ErrorEvent, GiveUp)])]
     #[case::nonsense(&[(Nonsense, GiveUp)])]
     #[case::stale(&[(Stale, GiveUp)])]
     #[case::timeout(&[(Timeout, GiveUp)])]

@@ -177,6 +177,8 @@ pub enum Failure {
     Nonsense,
     /// It answered 500 or 503.
     Status(u16),
+    /// It answered 200, and the first event of the stream is an error of the server's.
+    ErrorEvent,
     /// It sent nothing for the whole HTTP timeout. Never tried elsewhere.
     Timeout,
 }

@@ -111,6 +111,7 @@ fn the_deadline_is_the_next_probe() {
 #[case::stale(Failure::Stale, State::Up)]
 #[case::error(Failure::Status(500), State::Up)]
 #[case::overload(Failure::Status(503), State::Up)]
+#[case::error_event(Failure::ErrorEvent, State::Up)]
 #[case::timeout(Failure::Timeout, State::Up)]
 fn what_counts_against_a_backend(#[case] why: Failure, #[case] expected: State) {
     let mut rig = Rig::serving(1, &["m"]);
