@@ -43,3 +43,5 @@ mod routing;
 mod stopping;
 #[path = "end_to_end/strict.rs"]
 mod strict;
+#[path = "end_to_end/upgrade.rs"]
+mod upgrade;

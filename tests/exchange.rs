@@ -84,6 +84,8 @@ fn faults_and_successes_all_happen() {
 const WORDS: &[&str] = &[
     "settle Done(200)",
     "settle Done(500)",
+    "settle Done(101)",
+    "the client ends",
     "settle ClientGone",
     "settle Broken",
     "settle TimedOut",

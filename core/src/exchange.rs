@@ -11,12 +11,13 @@
 //! Bytes belong to the runtime. Of a request the exchange keeps all, within
 //! [`Limits`], until the answer has begun; of an answer it keeps the head until the first byte of
 //! the body, and the whole of a 500, a 503 or a stream that begins with an error, of at most
-//! 64 KiB, while another backend is tried.
+//! 64 KiB, while another backend is tried; of a websocket, one read towards the backend.
 //! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
 
 mod deadlines;
 mod events;
 mod flow;
+mod pipe;
 mod request;
 mod response;
 #[cfg(test)]
@@ -35,6 +36,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 use deadlines::LINGER_MAX;
+use flow::shrink;
+use pipe::Pipe;
 use request::Request;
 use response::Attempt;
 
@@ -59,6 +62,8 @@ enum Phase {
     Later(Instant),
     /// A backend has the request, or is being connected to.
     Upstream,
+    /// Both sides switched to a websocket: everything passes.
+    Piped(Pipe),
     /// The answer is complete; the last of it is being written.
     Answered,
     /// The connection is ending; what still comes from the client is dropped.
@@ -169,18 +174,20 @@ impl Exchange {
             Input::Sent(Side::Client, bytes) => self.client_took(bytes, now),
             Input::Sent(Side::Upstream, bytes) => {
                 self.offered_upstream = false;
+                self.piped_took(bytes, now);
                 if let Some(attempt) = &mut self.attempt {
                     attempt.took(bytes, now);
                 }
             }
             Input::Writable(Side::Client) => self.offered_client = false,
             Input::Writable(Side::Upstream) => self.offered_upstream = false,
-            Input::Closed(Side::Client, _) => self.client_gone(false),
+            Input::Closed(Side::Client, end) => self.client_closed(end),
             Input::Closed(Side::Upstream, end) => self.upstream_closed(end, now),
             Input::Refused => {
                 if let Some(attempt) = &mut self.attempt {
                     attempt.refused = true;
                 }
+                self.piped_refused(now);
             }
             Input::Reserved(share) => self.reserved(share, now),
             Input::Routed(decision) => self.routed(decision, now),
@@ -228,6 +235,10 @@ impl Exchange {
             self.offered_upstream = true;
             return Some(Output::Send(Side::Upstream, &self.request.message()[range]));
         }
+        if !self.offered_upstream && !self.piped().is_empty() {
+            self.offered_upstream = true;
+            return Some(Output::Send(Side::Upstream, self.piped()));
+        }
         loop {
             return Some(match self.orders.pop_front()? {
                 Order::Reserve(bytes) => Output::Reserve(self.request.share, bytes),
@@ -261,12 +272,13 @@ impl Exchange {
             Phase::Asked | Phase::Later(_) | Phase::Upstream | Phase::Answered => {
                 self.ahead.len() < AHEAD_BYTES_MAX
             }
+            Phase::Piped(_) => self.pipes_client(),
             Phase::Closed => false,
         };
-        let upstream = matches!(self.phase, Phase::Upstream)
+        let upstream = (matches!(self.phase, Phase::Upstream) || self.pipes_upstream())
             && !self.client_owes_reading()
             && self.attempt.as_ref().is_some_and(Attempt::is_open);
-        Interest { client, upstream }
+        Interest { client, client_end: !self.is_piped(), upstream }
     }
 
     /// Whether the connection is between requests.
@@ -302,37 +314,9 @@ impl Exchange {
         (ticket, share)
     }
 
-    /// Our bytes and the runtime's that have not left towards the client.
-    fn unsent(&self) -> usize {
-        let read: usize = self.pieces.iter().map(|piece| piece.read.len()).sum();
-        self.in_hand + self.out.len() - self.out_sent + read
-    }
-
-    fn client_owes_reading(&self) -> bool {
-        self.unsent() > 0
-    }
-
-    fn client_took(&mut self, bytes: usize, now: Instant) {
-        self.offered_client = false;
-        if bytes > 0 {
-            self.client_at = now;
-        }
-        let relayed = bytes.min(self.in_hand);
-        self.in_hand -= relayed;
-        self.out_sent = (self.out_sent + bytes - relayed).min(self.out.len());
-        if self.unsent() == 0 {
-            self.out.clear();
-            self.out_sent = 0;
-            shrink(&mut self.out);
-            // A slow client is not the backend's fault.
-            if let Some(attempt) = &mut self.attempt {
-                attempt.heard_at = now;
-            }
-        }
-    }
-
     /// What follows when the last byte of an answer has left.
     fn advance(&mut self, now: Instant) {
+        self.piped_advance(now);
         while matches!(self.phase, Phase::Answered) && self.unsent() == 0 {
             self.client_at = now;
             let linger =
@@ -476,12 +460,5 @@ impl Exchange {
         self.out.clear();
         self.out_sent = 0;
         self.orders.push_back(Order::Close { reset });
-    }
-}
-
-/// Gives back a buffer that grew for one large message.
-fn shrink(buffer: &mut Vec<u8>) {
-    if buffer.capacity() > KEPT_CAPACITY_MAX {
-        *buffer = Vec::new();
     }
 }

@@ -56,6 +56,8 @@ struct Connection {
     timer_at: Instant,
     /// It read as much in a row as it may: now it is the others' turn.
     yields: bool,
+    /// The backend was read last.
+    client_next: bool,
 }
 
 /// Serves a client until its connection is over.
@@ -75,6 +77,7 @@ pub(crate) async fn drive(core: Rc<Core>, client: Socket) {
         timer: core.reactor.timer(),
         timer_at: Instant::FAR,
         yields: false,
+        client_next: false,
         core,
     };
     connection.check_drain(now);
@@ -208,6 +211,10 @@ impl Connection {
 
     fn poll_woken(&mut self, cx: &mut Context<'_>) -> Poll<Woken> {
         let interest = self.exchange.interest();
+        // Or a backend that always has something to say would keep a client from being heard.
+        if self.client_next && interest.client && self.client.poll_readable(cx).is_ready() {
+            return Poll::Ready(Woken::Readable(Side::Client));
+        }
         match &mut self.upstream {
             Upstream::Connecting(_, connecting) => {
                 if let Poll::Ready(connected) = connecting.as_mut().poll(cx) {
@@ -228,7 +235,7 @@ impl Connection {
             if self.client.poll_readable(cx).is_ready() {
                 return Poll::Ready(Woken::Readable(Side::Client));
             }
-        } else if self.client.poll_ended(cx).is_ready() {
+        } else if interest.client_end && self.client.poll_ended(cx).is_ready() {
             return Poll::Ready(Woken::Ended);
         }
         if self.client_full && self.client.poll_writable(cx).is_ready() {
@@ -259,7 +266,10 @@ impl Connection {
                 };
                 self.handle(input);
             }
-            Woken::Readable(side) => return self.read(side),
+            Woken::Readable(side) => {
+                self.client_next = side == Side::Upstream;
+                return self.read(side);
+            }
             Woken::Writable(Side::Client) => self.flush(),
             Woken::Writable(Side::Upstream) => {
                 self.upstream_full = false;

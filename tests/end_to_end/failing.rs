@@ -66,6 +66,27 @@ fn without_another_it_is_a_bad_gateway(runtime: Runtime) {
     }
 }
 
+/// A stream that says at once that the server failed, as vLLM does while it is paused.
+fn failing_stream() -> Vec<u8> {
+    let error = r#"{"error": {"message": "m", "type": "t", "param": null, "code": 503}}"#;
+    let events = [&chunk(format!("data: {error}\n\n"))[..], &chunk("data: [DONE]\n\n")].concat();
+    [STREAM_HEAD, &events, LAST_CHUNK].concat()
+}
+
+fn a_stream_that_begins_with_an_error_is_tried_elsewhere(runtime: Runtime) {
+    let bad = Backend::answering(&["m"], |_| failing_stream());
+    let good = Backend::named(&["m"], "hi");
+    let proxy = in_turn(runtime, &[&bad, &good]);
+    let mut client = proxy.client();
+    client.send(chat("m"));
+    assert_bytes(&client.answer().unwrap().raw, &ok("hi"));
+    assert_eq!((bad.requests(), good.requests()), (1, 1));
+    let proxy = Proxy::start(runtime, &[&bad]);
+    let mut client = proxy.client();
+    client.send(chat("m"));
+    assert_bytes(&client.answer().unwrap().raw, &failing_stream());
+}
+
 fn whoever_refuses_is_passed_over(runtime: Runtime) {
     let mut backends: Vec<_> = (0..3).map(|_| Backend::named(&["m"], "hi")).collect();
     let proxy = in_turn(runtime, &[&backends[0], &backends[1], &backends[2]]);
@@ -280,6 +301,7 @@ fn a_backend_that_restarts_is_never_an_error_to_who_waits(runtime: Runtime) {
 on_every_runtime![
     what_no_client_has_seen_is_tried_elsewhere,
     without_another_it_is_a_bad_gateway,
+    a_stream_that_begins_with_an_error_is_tried_elsewhere,
     whoever_refuses_is_passed_over,
     whoever_slams_the_door_is_passed_over,
     three_backends_are_tried_and_two_are_harmed,

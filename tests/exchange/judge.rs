@@ -18,6 +18,11 @@ impl World {
                 let refused = [&b"HTTP/1.1 400 "[..], b"HTTP/1.1 408 "];
                 let refused = refused.iter().any(|start| rest.starts_with(start));
                 match parse(rest, request.method == "HEAD" && !refused, false) {
+                    Some(mut message) if request.websocket && message.status() == 101 => {
+                        message.body = rest[message.len..].to_vec();
+                        message.len = rest.len();
+                        break Some(message);
+                    }
                     Some(message) if message.status() < 200 => {
                         assert_eq!(
                             request.minor, 1,
@@ -70,7 +75,7 @@ impl World {
             let closes = message.header("connection") == Some("close");
             assert!(!(closes && self.closed.is_none()));
             assert!(!request.last || closes, "the client asked to close");
-            ended = closes || !message.complete;
+            ended = closes || !message.complete || message.status() == 101;
         }
         let excused = ended || self.left || self.jumped || self.drained;
         assert!(messages.len() == self.requests.len() || excused, "answers are missing");
@@ -93,6 +98,9 @@ impl World {
         assert_eq!(answer.id, id, "somebody else's answer");
         assert!(!answer.nonsense, "nonsense passed");
         assert_eq!(message.start, answer.start);
+        if answer.switches {
+            return self.check_websocket(message, answer);
+        }
         if message.complete {
             assert!(answer.whole, "a broken answer looks complete");
             assert_eq!(message.body, answer.body);
@@ -110,6 +118,24 @@ impl World {
             !message.until_close || self.left || self.closed == Some(true),
             "it looks complete"
         );
+    }
+
+    /// What either side said arrived, in order, up to where the other one was disturbed.
+    fn check_websocket(&self, message: &Message, answer: &Answer) {
+        let tail = &self.requests.last().expect("there is a tail").bytes;
+        assert!(tail.starts_with(&self.heard) && answer.body.starts_with(&message.body));
+        assert_eq!(message.header("connection"), Some("Upgrade"));
+        assert_eq!(message.header("upgrade"), Some("websocket"));
+        if self.left || self.jumped {
+            return;
+        }
+        assert_eq!(self.closed, Some(false));
+        if self.backend_ended {
+            assert_eq!(message.body, answer.body, "words of the backend are lost");
+        } else {
+            assert!(self.client_ended);
+            assert_eq!(&self.heard, tail, "words of the client are lost");
+        }
     }
 
     fn check_own(&self, request: &Request, message: &Message, calm: bool) {

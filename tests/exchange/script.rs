@@ -12,7 +12,7 @@ pub(crate) fn one_of<'a, T>(rng: &mut Rng, all: &'a [T]) -> &'a T {
 }
 
 /// A request, as the client sends it and as a backend must see it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Request {
     pub(crate) bytes: Vec<u8>,
     pub(crate) method: &'static str,
@@ -27,10 +27,27 @@ pub(crate) struct Request {
     pub(crate) own: bool,
     /// Whether it must not reach two backends.
     pub(crate) once: bool,
+    /// Whether it would switch to a websocket.
+    pub(crate) websocket: bool,
 }
 
 impl Request {
-    pub(crate) fn draw(rng: &mut Rng, id: usize) -> Self {
+    /// What a client says, in order. Behind the offer of a websocket come bytes that are no
+    /// request.
+    pub(crate) fn draw_all(rng: &mut Rng) -> Vec<Self> {
+        let count = 1 + rng.below(6) as usize;
+        let mut requests: Vec<Self> = (0..count).map(|id| Self::draw(rng, id)).collect();
+        if let Some(at) = requests.iter().position(|request| request.websocket) {
+            requests.truncate(at + 1);
+            let long = if chance(rng, 4) { 3_000 } else { 60 };
+            let tail = format!("\u{1}of the client {}", "z".repeat(rng.below(long) as usize));
+            let (method, malformed) = ("GET", true);
+            requests.push(Self { bytes: tail.into_bytes(), method, malformed, ..Self::default() });
+        }
+        requests
+    }
+
+    fn draw(rng: &mut Rng, id: usize) -> Self {
         let own = chance(rng, 12);
         let method =
             if own { "GET" } else { *one_of(rng, &["GET", "POST", "POST", "POST", "HEAD"]) };
@@ -42,9 +59,11 @@ impl Request {
             (_, "POST") => "/v1/completions",
             _ => "/docs",
         };
-        let malformed = chance(rng, 40);
+        let websocket = method == "GET" && minor == 1 && chance(rng, 3);
+        let malformed = !websocket && chance(rng, 40);
         let keep = chance(rng, 2);
-        let last = malformed || (minor == 0 && !keep) || (minor == 1 && chance(rng, 16));
+        let asks_to_close = (minor == 0 && !keep) || (minor == 1 && chance(rng, 16));
+        let last = malformed || (asks_to_close && !websocket);
         let empty_line = if chance(rng, 12) { "\r\n" } else { "" };
         let mut head = format!("{empty_line}{method} {path}?id={id} HTTP/1.{minor}\r\n");
         if minor == 1 || chance(rng, 2) {
@@ -58,6 +77,9 @@ impl Request {
         if malformed {
             head.push_str("no colon here\r\n");
         }
+        if websocket {
+            head.push_str("Connection: Keep-Alive, Upgrade\r\nUpgrade: websocket\r\n");
+        }
         head.push_str("X-Case: KePt\r\n");
         let mut request = Self {
             bytes: Vec::new(),
@@ -67,8 +89,9 @@ impl Request {
             trailers: Vec::new(),
             last,
             malformed,
-            own,
-            once,
+            own: own && !websocket,
+            once: once || websocket,
+            websocket,
         };
         if method == "POST" && !malformed {
             let long = if chance(rng, 10) { 3_000 } else { 40 };
@@ -147,18 +170,29 @@ pub(crate) struct Answer {
     pub(crate) whole: bool,
     /// Whether a careful reader refuses it.
     pub(crate) nonsense: bool,
+    /// Whether it switches to a websocket; the body is what the backend says then.
+    pub(crate) switches: bool,
 }
 
 impl Answer {
+    /// Whether it opens a websocket that was asked for.
+    pub(crate) const fn is_websocket(&self) -> bool {
+        self.switches && !self.nonsense
+    }
+
     /// `serial` is in its head and its body, so that nothing can be taken for something else.
     pub(crate) fn draw(
         rng: &mut Rng,
         id: usize,
         serial: usize,
-        to_head: bool,
+        request: &Request,
         faults: bool,
     ) -> Self {
-        let status = if faults {
+        let to_head = request.method == "HEAD";
+        let switches = if request.websocket { !chance(rng, 4) } else { faults && chance(rng, 60) };
+        let status = if switches {
+            101
+        } else if faults {
             *one_of(rng, &[200, 200, 200, 200, 200, 204, 299, 304, 404, 500, 503])
         } else {
             200
@@ -169,18 +203,23 @@ impl Answer {
             bytes.extend_from_slice(b"HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\n");
         }
         bytes.extend_from_slice(format!("{start}\r\nX-Serial: {serial}\r\n").as_bytes());
-        let nonsense = faults && chance(rng, 30);
-        if nonsense {
+        let named = switches && !(faults && chance(rng, 8));
+        if named {
+            bytes.extend_from_slice(b"Upgrade: websocket\r\nConnection: Upgrade\r\n");
+        }
+        let malformed = faults && chance(rng, 30);
+        let nonsense = malformed || (switches && !(named && request.websocket));
+        if malformed {
             bytes.extend_from_slice(b"bad header: 1\r\nx : 2\r\n");
         }
-        let closes = chance(rng, 8);
+        let closes = !switches && chance(rng, 8);
         if closes {
             bytes.extend_from_slice(b"Connection: close\r\n");
         }
         let bodiless = to_head || matches!(status, 204 | 304);
         let long = if chance(rng, 8) { 5_000 } else { 60 };
         let pad = "y".repeat(rng.below(long) as usize);
-        let body = if chance(rng, 4) {
+        let body = if !switches && chance(rng, 4) {
             bytes.extend_from_slice(b"content-type: text/event-stream; charset=utf-8\r\n");
             let code = if faults { *one_of(rng, &[0, 400, 500, 503]) } else { 0 };
             events(code, serial, id, &pad)
@@ -199,9 +238,17 @@ impl Answer {
             ends: None,
             whole: true,
             nonsense,
+            switches,
         };
         let mut until_close = false;
+        let mut head_end = None;
         match rng.below(3) {
+            _ if switches => {
+                until_close = true;
+                bytes.extend_from_slice(b"\r\n");
+                head_end = Some(bytes.len() as u64);
+                bytes.extend_from_slice(&answer.body);
+            }
             _ if bodiless => bytes.extend_from_slice(b"content-length: 0\r\n\r\n"),
             0 => {
                 bytes.extend_from_slice(b"transfer-encoding: chunked\r\n\r\n");
@@ -220,16 +267,19 @@ impl Answer {
                 bytes.extend_from_slice(&answer.body);
             }
         }
-        if closes || until_close {
+        if switches {
+            let ends = [None, Some(End::Closed), Some(End::Reset)];
+            answer.ends = *one_of(rng, if faults { &ends } else { &ends[..2] });
+        } else if closes || until_close {
             answer.ends = Some(End::Closed);
         }
         if faults && chance(rng, 5) {
-            bytes.truncate(rng.below(bytes.len() as u64) as usize);
+            bytes.truncate(rng.below(head_end.unwrap_or(bytes.len() as u64)) as usize);
             answer.whole = false;
             // An answer without a length that closes in order would be complete.
             answer.ends = match rng.below(4) {
                 0 => None,
-                1 if !until_close => Some(End::Closed),
+                1 if !until_close || switches => Some(End::Closed),
                 _ => Some(End::Reset),
             };
         }

@@ -36,6 +36,7 @@ enum Event {
     Connects,
     BackendSends,
     BackendEnds,
+    ClientEnds,
 }
 
 #[derive(Debug)]
@@ -58,6 +59,10 @@ pub(crate) struct World {
     pub(crate) answers: Vec<Answer>,
     /// How often each request was received by a backend in whole.
     pub(crate) deliveries: Vec<u32>,
+    /// What a backend heard through a websocket, and who ended it.
+    pub(crate) heard: Vec<u8>,
+    pub(crate) client_ended: bool,
+    pub(crate) backend_ended: bool,
     pub(crate) link: Option<Link>,
     pub(crate) connecting: Option<BackendId>,
     pub(crate) idle: Vec<BackendId>,
@@ -104,8 +109,7 @@ impl World {
         engine.handle(engine::Input::Discovered(&specs), now);
         let others = if tight { 19_999 } else { 0 };
         let others = engine.reserve(Share::default(), others).expect("nobody else is there");
-        let count = 1 + rng.below(6) as usize;
-        let requests: Vec<Request> = (0..count).map(|id| Request::draw(rng, id)).collect();
+        let requests = Request::draw_all(rng);
         let said = requests.iter().flat_map(|request| request.bytes.clone()).collect();
         let ends = requests.iter().scan(0, |end, request| {
             *end += request.bytes.len();
@@ -122,8 +126,11 @@ impl World {
             complete: 0,
             seen: 0,
             answers: Vec::new(),
-            deliveries: vec![0; count],
+            deliveries: vec![0; requests.len()],
             requests,
+            heard: Vec::new(),
+            client_ended: false,
+            backend_ended: false,
             link: None,
             connecting: None,
             idle: Vec::new(),
@@ -217,6 +224,9 @@ impl World {
         if interest.client && self.sent < allowed {
             events.push(Event::ClientSends);
         }
+        if interest.client && !interest.client_end && self.sent == self.said.len() {
+            events.push(Event::ClientEnds);
+        }
         if self.client_full {
             events.push(Event::ClientTakes);
         }
@@ -284,7 +294,10 @@ impl World {
 
     /// Nothing happens until the next deadline.
     fn jump(&mut self) {
-        let wake = self.exchange.poll_timeout().expect("nothing happens and nothing is waited for");
+        let Some(wake) = self.exchange.poll_timeout() else {
+            let may_be_silent = !self.exchange.interest().client_end;
+            return assert!(may_be_silent, "nothing happens and nothing is waited for");
+        };
         self.now = self.now.max(wake.at);
         self.log(format!("jump: {}", wake.why));
         self.jumped |= !matches!(
@@ -316,6 +329,11 @@ impl World {
                 self.sent += some;
                 self.log(format!("client: {}", bytes.escape_ascii()));
                 self.received_from(Side::Client, &bytes);
+            }
+            Event::ClientEnds => {
+                self.log("the client ends");
+                self.client_ended = true;
+                self.tell(Input::Closed(Side::Client, End::Closed));
             }
             Event::ClientTakes => {
                 self.client_full = false;
@@ -355,11 +373,14 @@ impl World {
             }
             Event::BackendEnds => {
                 let link = self.link.as_ref().expect("possible");
+                let answer = link.answer.map(|(serial, _)| &self.answers[serial]);
+                let switched = answer.is_some_and(Answer::is_websocket);
                 let end = match link.answer {
                     Some((serial, _)) => self.answers[serial].ends.expect("possible"),
                     None => *one_of(&mut self.rng, &[End::Closed, End::Reset]),
                 };
                 self.log(format!("backend ends: {end:?}"));
+                self.backend_ended |= switched;
                 self.tell(Input::Closed(Side::Upstream, end));
             }
         }
@@ -401,8 +422,11 @@ impl World {
             assert_eq!((self.tickets, self.share), (0, Share::default()));
             assert!(self.link.is_none() && self.connecting.is_none());
         } else {
-            assert!(self.exchange.poll_timeout().is_some(), "it waits without a deadline");
+            let may_be_silent = !interest.client_end;
+            let due = self.exchange.poll_timeout();
+            assert!(due.is_some() || may_be_silent, "it waits without a deadline");
             assert_eq!(self.tickets, usize::from(self.link.is_some() || self.connecting.is_some()));
+            assert!(interest.client || interest.client_end || due.is_some());
         }
         if self.received.len() > self.seen {
             self.seen = self.received.len();
@@ -425,18 +449,24 @@ impl World {
         if link.stale || (link.answer.is_some() && link.inbox.is_empty()) {
             return;
         }
+        let answer = link.answer.map(|(serial, _)| &self.answers[serial]);
+        if answer.is_some_and(Answer::is_websocket) {
+            return self.heard.append(&mut link.inbox);
+        }
         let Some(message) = parse(&link.inbox, false, true) else { return };
         let target = message.start.split(' ').nth(1).expect("a target");
         let id: usize = target.split_once("?id=").expect("an id").1.parse().expect("an id");
         let request = &self.requests[id];
-        let to_head = request.method == "HEAD";
         if message.complete {
             assert_eq!(message.len, link.inbox.len(), "bytes behind a request");
             assert_eq!(message.start, format!("{} {target} HTTP/1.1", request.method));
             assert_eq!(message.body, request.body);
             assert_eq!(message.trailers, request.trailers);
             assert_eq!(message.header("x-case"), Some("KePt"));
-            assert!(message.header("connection").is_none() && message.header("expect").is_none());
+            let upgrade = request.websocket.then_some("websocket");
+            assert_eq!(message.header("upgrade"), upgrade);
+            assert_eq!(message.header("connection"), upgrade.map(|_| "Upgrade"));
+            assert!(message.header("expect").is_none());
             let host = message.header("host").expect("a host");
             assert!(host == "client" || host == format!("b{}", link.backend));
             link.inbox.clear();
@@ -445,7 +475,7 @@ impl World {
         if link.answer.is_none() && (message.complete || (self.faults && chance(&mut self.rng, 10)))
         {
             let serial = self.answers.len();
-            let mut answer = Answer::draw(&mut self.rng, id, serial, to_head, self.faults);
+            let mut answer = Answer::draw(&mut self.rng, id, serial, request, self.faults);
             if link.reused && answer.bytes.is_empty() {
                 // Or it would count as stale, though it has the request.
                 answer.bytes.push(b'H');

@@ -56,6 +56,7 @@ impl Exchange {
                 .as_ref()
                 .filter(|attempt| !attempt.is_open() || !self.client_owes_reading())
                 .and_then(|attempt| Attempt::deadline(attempt, limits)),
+            Phase::Piped(_) => self.piped_due(limits),
             Phase::Lingering { until, .. } => wake(*until, "the client was told to go"),
             Phase::Asked | Phase::Answered | Phase::Closed => None,
         }
@@ -79,6 +80,7 @@ impl Exchange {
                 self.orders.push_back(Order::Ask);
             }
             Phase::Upstream => self.upstream_timeout(now),
+            Phase::Piped(_) => self.piped_timeout(),
             Phase::Asked | Phase::Answered | Phase::Closed => {}
         }
     }

@@ -1,8 +1,10 @@
-//! Where the bytes of an answer go: on to the client, or into what is held.
+//! Where the bytes of an answer go: on to the client, or into what is held; and what the client
+//! has yet to take of them.
 //!
 //! Knows neither heads nor framing, nor why an answer is held.
 
-use super::Piece;
+use super::{Exchange, KEPT_CAPACITY_MAX, Piece};
+use crate::time::Instant;
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -48,5 +50,43 @@ impl Flow<'_> {
         } else {
             self.held.extend_from_slice(&bytes[read]);
         }
+    }
+}
+
+impl Exchange {
+    /// Our bytes and the runtime's that have not left towards the client.
+    pub(super) fn unsent(&self) -> usize {
+        let read: usize = self.pieces.iter().map(|piece| piece.read.len()).sum();
+        self.in_hand + self.out.len() - self.out_sent + read
+    }
+
+    pub(super) fn client_owes_reading(&self) -> bool {
+        self.unsent() > 0
+    }
+
+    pub(super) fn client_took(&mut self, bytes: usize, now: Instant) {
+        self.offered_client = false;
+        if bytes > 0 {
+            self.client_at = now;
+        }
+        let relayed = bytes.min(self.in_hand);
+        self.in_hand -= relayed;
+        self.out_sent = (self.out_sent + bytes - relayed).min(self.out.len());
+        if self.unsent() == 0 {
+            self.out.clear();
+            self.out_sent = 0;
+            shrink(&mut self.out);
+            // A slow client is not the backend's fault.
+            if let Some(attempt) = &mut self.attempt {
+                attempt.heard_at = now;
+            }
+        }
+    }
+}
+
+/// Gives back a buffer that grew for one large message.
+pub(super) fn shrink(buffer: &mut Vec<u8>) {
+    if buffer.capacity() > KEPT_CAPACITY_MAX {
+        *buffer = Vec::new();
     }
 }

@@ -50,6 +50,7 @@ pub(super) struct Request {
     pub(super) minor: u8,
     pub(super) keep_alive: bool,
     pub(super) is_head: bool,
+    pub(super) offers_websocket: bool,
     expects_continue: bool,
     pub(super) share: Share,
     wanted: u64,
@@ -160,6 +161,7 @@ impl Exchange {
             Phase::Asked | Phase::Later(_) | Phase::Upstream | Phase::Answered => {
                 self.ahead.extend_from_slice(bytes);
             }
+            Phase::Piped(_) => self.piped_client_bytes(bytes, now),
             Phase::Lingering { at_most, .. } => {
                 let until = at_most.min(now + self.limits.linger);
                 self.phase = Phase::Lingering { until, at_most };
@@ -236,7 +238,8 @@ impl Exchange {
         request.headers.clear();
         request.has_host = forward::request_headers(&mut request.headers, &head);
         let rule = routes::find(head.method, &request.start[request.method_len..]);
-        request.rule = Some(rule);
+        request.offers_websocket = head.offers_websocket;
+        request.rule = Some(if head.offers_websocket { rule.of_websocket() } else { rule });
         let framing = head.framing;
         request.chunked = framing == Framing::Chunked;
         request.promised = match framing {

@@ -135,11 +135,15 @@ impl Attempt {
 
 impl Exchange {
     pub(super) fn upstream_bytes(&mut self, bytes: &[u8], now: Instant) {
+        let piped = self.is_piped();
         let Some(attempt) = &mut self.attempt else { return };
         if !attempt.is_open() {
             return;
         }
         attempt.heard_at = now;
+        if piped {
+            return self.piped_upstream_bytes(bytes, 0);
+        }
         if !attempt.begun {
             // Bytes that nobody asked for belong to some other exchange, or say that the backend
             // closes an idle connection.
@@ -197,13 +201,18 @@ impl Exchange {
                     keep && final_one,
                 );
                 let events = head.status == 200 && is_event_stream(head.headers);
-                (head.status, head.framing, framing, head.keep_alive, close, events)
+                let facts = (close, events, head.switches);
+                (head.status, head.framing, framing, head.keep_alive, facts)
             });
-            let Ok((status, backend_framing, framing, reusable, close, events)) = parsed else {
+            let Ok((status, backend_framing, framing, reusable, facts)) = parsed else {
                 return self.fail(Failure::Nonsense);
             };
+            let (close, events, switches) = facts;
             // `find` stopped behind this head; what was kept of it does not count in `bytes`.
             from += len - kept;
+            if switches && self.request.offers_websocket && attempt.wire.is_empty() {
+                return self.switched(&emitted, bytes, from, now);
+            }
             if (100..200).contains(&status) {
                 attempt.informational += 1;
                 if status == 101 || attempt.informational > INFORMATIONAL_MAX {
@@ -389,6 +398,9 @@ impl Exchange {
     }
 
     pub(super) fn upstream_closed(&mut self, end: End, now: Instant) {
+        if self.is_piped() {
+            return self.piped_upstream_closed(end);
+        }
         let Some(attempt) = &mut self.attempt else { return };
         match &attempt.stage {
             Stage::Head => {

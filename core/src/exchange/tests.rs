@@ -6,6 +6,7 @@ mod failures;
 mod harness;
 mod leaving;
 mod own;
+mod pipe;
 mod requests;
 mod splits;
 mod stopping;

@@ -124,8 +124,10 @@ pub enum Output<'a> {
 /// Which sides to read. What is to be written is said by [`Output::Send`] and [`Output::Relay`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Interest {
-    /// Whether to read from the client. If not, say [`Input::Closed`] all the same when it leaves.
+    /// Whether to read from the client.
     pub client: bool,
+    /// Whether to say [`Input::Closed`] when the client leaves, though it is not read.
+    pub client_end: bool,
     /// Whether to read from the backend.
     pub upstream: bool,
 }

@@ -55,6 +55,20 @@ fn is_named(name: &str, named: &[&[u8]]) -> bool {
     named.iter().any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
 }
 
+/// What crosses of a header that belongs to one connection, where both switch to a websocket.
+fn switching<'a>(header: &Header<'a>) -> Option<&'a [u8]> {
+    let is_upgrade = |option: &[u8]| option.eq_ignore_ascii_case(b"upgrade");
+    if header.name.eq_ignore_ascii_case("upgrade") {
+        Some(header.value)
+    } else if header.name.eq_ignore_ascii_case("connection")
+        && options(header.value).any(is_upgrade)
+    {
+        Some(if options(header.value).all(is_upgrade) { header.value } else { b"Upgrade" })
+    } else {
+        None
+    }
+}
+
 /// Headers that frame or route a message, which `Connection` cannot take away.
 fn is_kept(name: &str) -> bool {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
@@ -74,6 +88,10 @@ pub fn request_headers(out: &mut Vec<u8>, head: &RequestHead<'_>) -> bool {
     let named = if head.names_hops { named(head.headers) } else { Vec::new() };
     for header in head.headers {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
+        if let (true, Some(value)) = (head.offers_websocket, switching(header)) {
+            line(out, header.name, value);
+            continue;
+        }
         if is_hop(header.name)
             // Answered by us; the backend gets the body with the head.
             || (is("expect") && header.value.eq_ignore_ascii_case(b"100-continue"))
@@ -133,6 +151,10 @@ pub fn response(
     let mut connection = Connection { close, keep };
     let named = if head.names_hops { named(head.headers) } else { Vec::new() };
     for header in head.headers {
+        if let (true, Some(value)) = (head.switches, switching(header)) {
+            line(out, header.name, value);
+            continue;
+        }
         if is_hop(header.name) || (is_named(header.name, &named) && !is_kept(header.name)) {
             continue;
         }

@@ -90,6 +90,9 @@ pub struct RequestHead<'a> {
     pub expects_continue: bool,
     /// Whether it has a `Host` header.
     pub has_host: bool,
+    /// Whether the client would switch to a websocket, and to nothing else. Other protocols are
+    /// never offered to a backend: HTTP/2 in clear text (h2c) would carry requests past us.
+    pub offers_websocket: bool,
     /// Whether `Connection` names headers that must not be forwarded.
     pub names_hops: bool,
 }
@@ -109,6 +112,8 @@ pub struct ResponseHead<'a> {
     pub framing: Framing,
     /// Whether the backend keeps the connection open behind this answer.
     pub keep_alive: bool,
+    /// Whether the backend switches to a websocket with it.
+    pub switches: bool,
     /// Whether `Connection` names headers that must not be forwarded.
     pub names_hops: bool,
 }
@@ -192,6 +197,11 @@ pub fn parse_request<'a>(
         keep_alive,
         expects_continue,
         has_host: facts.hosts == 1,
+        offers_websocket: method == "GET"
+            && minor == 1
+            && framing == Framing::Empty
+            && facts.names_upgrade
+            && facts.is_websocket(),
         names_hops: facts.names_hops,
     })
 }
@@ -264,6 +274,7 @@ fn checked_response<'a>(
         headers,
         framing,
         keep_alive,
+        switches: status == 101 && minor == 1 && facts.is_websocket(),
         names_hops: facts.names_hops,
     })
 }
@@ -291,6 +302,10 @@ struct Facts<'a> {
     close: bool,
     keep_alive: bool,
     names_hops: bool,
+    /// Whether `Connection` names `Upgrade`.
+    names_upgrade: bool,
+    upgrades: u8,
+    upgrade: &'a [u8],
     options: usize,
 }
 
@@ -308,6 +323,10 @@ impl<'a> Facts<'a> {
                 6 if is("expect") => {
                     let twice = "there is more than one Expect header";
                     once(&mut facts.expect, header.value, twice)?;
+                }
+                7 if is("upgrade") => {
+                    facts.upgrades = facts.upgrades.saturating_add(1);
+                    facts.upgrade = header.value;
                 }
                 10 if is("connection") => facts.connection(header.value)?,
                 14 if is("content-length") => {
@@ -338,9 +357,15 @@ impl<'a> Facts<'a> {
                 self.keep_alive = true;
             } else if !option.is_empty() {
                 self.names_hops = true;
+                self.names_upgrade |= option.eq_ignore_ascii_case(b"upgrade");
             }
         }
         Ok(())
+    }
+
+    /// Whether a websocket is the one protocol to switch to.
+    const fn is_websocket(&self) -> bool {
+        self.upgrades == 1 && self.upgrade.eq_ignore_ascii_case(b"websocket")
     }
 }
 

@@ -22,6 +22,14 @@ pub struct Rule {
     pub allow: Option<&'static str>,
 }
 
+impl Rule {
+    /// The same for a request that would switch to a websocket. vLLM looks for it in a table of its
+    /// own, and says 403 of every path that is not there. It has effects that nobody knows.
+    pub const fn of_websocket(self) -> Self {
+        Self { who: Who::Backend, retry: Retry::Never, shape: self.shape, allow: None }
+    }
+}
+
 /// Inference with OpenAI's errors; tokenizing and rendering, too.
 const OPENAI: Rule = infer(Shape::OpenAi);
 const POOLING: Rule = infer(Shape::Pooling);
