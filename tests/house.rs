@@ -14,12 +14,13 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&str; 8] = ["time", "rng", "config", "wire", "fleet", "route", "engine", "exchange"];
 
 /// Imports that point right, and why each may.
-const LAYER_EXCEPTIONS: [(&str, &str); 4] = [
+const LAYER_EXCEPTIONS: [(&str, &str); 5] = [
     // The words of a refusal are `route`'s, since the engine says them; how they look on the wire
     // is `answers`'s. The word is data and knows nothing of how it was come to.
     ("wire/answers.rs", "route::Refusal"),
-    // The table of routes says who answers and what may be repeated, in the words in which the
-    // engine is asked.
+    // The table of routes says who answers, what may be repeated and what changes, in the words in
+    // which the engine is asked and told.
+    ("wire/routes.rs", "route::Change"),
     ("wire/routes.rs", "route::Retry"),
     ("wire/routes.rs", "route::Who"),
     // Where a request's head goes: an authority and a prefix, as plain data.

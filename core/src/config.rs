@@ -5,6 +5,7 @@
 
 use crate::time::Duration;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// How a backend is chosen among those that serve the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct Config {
     pub upstreams: u16,
     /// The budget of all request bodies held at once, in bytes.
     pub body_memory: u64,
+    /// Numbers of the upstreams that accept model names they do not list.
+    pub forward_unknown: Vec<u16>,
 }
 
 /// The limits of one [`Exchange`](crate::exchange::Exchange). The defaults are the documented ones.

@@ -3,14 +3,16 @@
 //! Does not know bytes of HTTP, sockets, clocks or threads: facts and `now` go in, decisions and
 //! orders come out. After every call, drain [`Engine::poll_output`].
 
+mod choose;
+mod several;
 #[cfg(test)]
 mod tests;
 
 use crate::config::Config;
-use crate::fleet::{BackendId, BackendSpec, Fleet, State};
+use crate::fleet::{BackendId, BackendSpec, Fleet};
 use crate::route::{
-    Candidate, Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Question, Reason, Refusal,
-    RequestMeta, Retry, Route, Share, Ticket, Tried, Who, Work, pick,
+    Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Reason, Refusal, RequestMeta, Share,
+    Ticket, Who,
 };
 use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Answer;
@@ -94,16 +96,26 @@ impl Engine {
     pub fn route(&mut self, request: &RequestMeta<'_>, now: Instant) -> Decision {
         let patient = now < request.since + KNOWLEDGE_WAIT;
         let unsure = patient && self.fleet.first_round_unfinished();
+        // Behind keys a backend judges the method, too: 401 comes before 405.
+        let keyed = request.who == Who::Models && self.fleet.any_keyed();
+        if let Some(allow) = request.allow
+            && !keyed
+        {
+            return Decision::Answer(Answer::method_not_allowed(allow));
+        }
         match request.who {
             Who::Backend => self.forward(request, patient, unsure, now),
+            Who::Owner | Who::Each | Who::Every | Who::Named if unsure => later(now),
+            Who::Owner => self.search(request, None, now),
+            Who::Each | Who::Every | Who::Named => self.gather(request),
             Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
             Who::Health if self.fleet.any_serves() => Decision::Answer(Answer::empty(200)),
             Who::Health | Who::Models | Who::Version if unsure => later(now),
             Who::Health => Decision::Answer(Answer::empty(503)),
             Who::Models if self.fleet.any_serves() => {
                 let cards = self.fleet.cards();
-                let cards = cards.iter().map(|card| card.raw.as_str());
-                Decision::Answer(Answer::models(cards))
+                let answer = Answer::models(cards.iter().map(|card| card.text()));
+                if keyed { self.ask_keyed(request, answer, now) } else { Decision::Answer(answer) }
             }
             Who::Models => Decision::Refuse(Refusal::Starting),
             Who::Version => match self.fleet.version() {
@@ -133,16 +145,24 @@ impl Engine {
             Failure::Connect | Failure::Lost | Failure::Cut | Failure::Nonsense => {
                 self.fleet.failed(held.backend, now);
             }
+            // It lists what it serves: whatever changed, it says so now.
+            Failure::Unlisted => self.fleet.changed(held.backend, now),
             // A stale connection says nothing of the server, a time-out may be a long prefill,
             // and 500 or 503 may be the request's own fault or back-pressure.
             Failure::NoSocket
             | Failure::Stale
             | Failure::Status(_)
             | Failure::ErrorEvent
+            | Failure::Elsewhere
             | Failure::Timeout => {}
         }
         let failed = held.backend;
-        let model = Arc::clone(&held.model);
+        if let Some(backend) = self.fleet.backend_mut(failed)
+            && !matches!(why, Failure::NoSocket | Failure::Stale | Failure::Elsewhere)
+        {
+            backend.counts.failures += 1;
+        }
+        let model = held.pool.model().map(ToOwned::to_owned);
         let next = match held.next(why) {
             Next::Same => self.send(id, Held { fresh: true, ..held }, Reason::Stale, now),
             Next::Other => self.choose(id, held, now),
@@ -155,16 +175,18 @@ impl Engine {
         Decision::Refuse(match why {
             Failure::Timeout => Refusal::TimedOut,
             Failure::NoSocket => Refusal::Busy,
-            Failure::Connect if !self.fleet.has_up(&model) => {
-                Refusal::ModelDown { model: (*model).to_owned() }
-            }
-            Failure::Connect
-            | Failure::Stale
+            Failure::Connect => match model {
+                Some(model) if !self.fleet.has_up(&model) => Refusal::ModelDown { model },
+                Some(_) | None => Refusal::NoAnswer,
+            },
+            Failure::Stale
             | Failure::Lost
             | Failure::Cut
             | Failure::Nonsense
-            | Failure::Status(_)
-            | Failure::ErrorEvent => Refusal::NoAnswer,
+            | Failure::Unlisted
+            | Failure::Elsewhere
+            | Failure::ErrorEvent
+            | Failure::Status(_) => Refusal::NoAnswer,
         })
     }
 
@@ -188,6 +210,11 @@ impl Engine {
         debug!(request = id, backend:% = held.backend, outcome:?; "settled");
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
             backend.load.remove(held.dispatch, held.work.prompt);
+            match outcome {
+                Outcome::Done(status) => backend.counts.answered(status),
+                Outcome::Broken => backend.counts.broken += 1,
+                Outcome::ClientGone | Outcome::TimedOut => {}
+            }
         }
         match outcome {
             Outcome::Done(_) => self.fleet.answered(held.backend, held.sent, now),
@@ -195,6 +222,11 @@ impl Engine {
             Outcome::ClientGone | Outcome::TimedOut => {}
         }
         self.settle(held.backend);
+    }
+
+    /// A backend keeps the response of this id: what is said about it goes there.
+    pub fn owns(&mut self, backend: BackendId, response: &str, now: Instant) {
+        self.fleet.owners.remember(response, backend, now);
     }
 
     /// Takes `bytes` more from the budget of request bodies for a request that holds `share`, and
@@ -249,159 +281,14 @@ impl Engine {
         self.fleet.next_probe().map(|at| Wake { at, why: "probe" })
     }
 
+    /// Whether a backend is to be asked whether it sleeps or is paused, too.
+    pub fn asks_rest(&self, backend: BackendId) -> bool {
+        self.fleet.backend(backend).is_some_and(|backend| backend.rest.is_doubtful())
+    }
+
     /// How to reach a backend; `None` once it is forgotten.
     pub fn spec(&self, backend: BackendId) -> Option<&Arc<BackendSpec>> {
         self.fleet.backend(backend).map(|backend| &backend.spec)
-    }
-
-    fn forward(
-        &mut self,
-        request: &RequestMeta<'_>,
-        patient: bool,
-        unsure: bool,
-        now: Instant,
-    ) -> Decision {
-        let default;
-        let name = match request.model.filter(|name| !name.is_empty()) {
-            Some(name) => name,
-            None => match &self.config.default_model {
-                Some(name) => {
-                    default = Arc::from(name.as_str());
-                    &*default
-                }
-                None => match self.fleet.default_model() {
-                    Some(name) => {
-                        default = name;
-                        &*default
-                    }
-                    None if unsure => return later(now),
-                    None => return Decision::Refuse(Refusal::Starting),
-                },
-            },
-        };
-        if let Some(route) = self.first_choice(request, name, now) {
-            return Decision::Forward(route);
-        }
-        if unsure {
-            return later(now);
-        }
-        if self.fleet.knows(name) {
-            return Decision::Refuse(Refusal::ModelDown { model: name.to_owned() });
-        }
-        if patient && !self.fleet.refreshed(now) {
-            return later(now);
-        }
-        // "Unknown" is a word about the whole fleet, and who cannot be asked has not agreed.
-        if !self.fleet.all_listed(self.config.upstreams) || !self.fleet.any_serves() {
-            return Decision::Refuse(Refusal::Starting);
-        }
-        let cards = self.fleet.cards();
-        let bases = cards.iter().filter(|card| card.parent.is_none());
-        let refusal = Refusal::UnknownModel {
-            model: name.to_owned(),
-            bases: bases.map(|card| card.id.clone()).collect(),
-        };
-        match self.ask_default(request, &refusal, now) {
-            Some(route) => Decision::Forward(route),
-            None => Decision::Refuse(refusal),
-        }
-    }
-
-    /// Lets a backend of the default model judge a request whose model nobody lists. vLLM looks at
-    /// the path, the body and its fields before the model's name, and words all that by itself.
-    fn ask_default(
-        &mut self,
-        request: &RequestMeta<'_>,
-        refusal: &Refusal,
-        now: Instant,
-    ) -> Option<Route> {
-        let default = match &self.config.default_model {
-            Some(name) => Arc::from(name.as_str()),
-            None => self.fleet.default_model()?,
-        };
-        let mut route = self.first_choice(request, &default, now)?;
-        // A backend that serves all there is says it best.
-        let Refusal::UnknownModel { bases, .. } = refusal else { return Some(route) };
-        let backend = self.fleet.backend(route.backend);
-        let knows_all = backend.is_some_and(|backend| backend.bases().eq(bases));
-        route.instead = (!knows_all).then(|| refusal.clone());
-        Some(route)
-    }
-
-    /// Sends a new request to a backend of the model; `None` if none is eligible.
-    fn first_choice(
-        &mut self,
-        request: &RequestMeta<'_>,
-        name: &str,
-        now: Instant,
-    ) -> Option<Route> {
-        let (model, _, _) = self.fleet.model(name)?;
-        let held = Held {
-            // Nobody yet: `choose` fills in who, when and as which attempt.
-            backend: BackendId(u32::MAX),
-            dispatch: 0,
-            sent: now,
-            tried: Tried::default(),
-            delivered: 0,
-            model,
-            work: Work::of_prompt(request.prompt_bytes),
-            stream: request.stream,
-            retry: request.retry,
-            fresh: false,
-        };
-        let id = self.next_ticket;
-        let route = self.choose(id, held, now)?;
-        self.next_ticket += 1;
-        Some(route)
-    }
-
-    /// Sends a request to the best backend that it was not sent to yet.
-    fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
-        let (_, model, mut backends) = self.fleet.model(&held.model)?;
-        let tried = held.tried;
-        let mut state_of = |id| backends.find(id).filter(|b| b.serves()).map(|b| b.health.state());
-        let untried = model.holders.iter().copied().filter(|&id| !tried.contains(id));
-        let wanted = if untried.clone().any(|id| state_of(id) == Some(State::Up)) {
-            State::Up
-        } else {
-            State::Suspect
-        };
-        let candidates = untried.filter_map(|id| {
-            let backend = backends.find(id).filter(|backend| backend.serves())?;
-            (backend.health.state() == wanted)
-                .then(|| Candidate { backend: id, in_hand: backend.load.standing(now) })
-        });
-        let question =
-            Question { policy: self.config.policy, work: held.work, request: id, last: model.turn };
-        let (backend, reason) = pick(question, candidates)?;
-        model.turn = Some(backend);
-        held.backend = backend;
-        held.tried.push(backend);
-        held.fresh = held.retry == Retry::Never;
-        self.send(id, held, reason, now)
-    }
-
-    /// Counts a request at its backend and hands out the ticket.
-    fn send(&mut self, id: u64, held: Held, reason: Reason, now: Instant) -> Option<Route> {
-        let backend = self.fleet.backend_mut(held.backend)?;
-        let dispatch = self.next_dispatch;
-        self.next_dispatch += 1;
-        backend.load.add(dispatch, held.work.uncached, held.work.prompt, held.stream, now);
-        debug!(
-            request = id, backend:% = held.backend, model = *held.model,
-            reason = reason.as_str();
-            "routed"
-        );
-        let route = Route {
-            backend: held.backend,
-            spec: Arc::clone(&backend.spec),
-            reason,
-            fresh: held.fresh,
-            instead: None,
-            ticket: Ticket::issue(id),
-        };
-        self.tickets.insert(id, Held { dispatch, sent: now, ..held });
-        Some(route)
     }
 
     /// A backend has one request less in hand: if it was leaving and that was its last, it goes.

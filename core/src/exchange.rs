@@ -1,45 +1,55 @@
 //! Exchange: the life of one client connection, over bytes.
 //!
 //! Reads a request, asks who takes it, connects, sends, relays the answer as it comes, tries
-//! elsewhere while nothing has reached the client, notices either side leaving at any moment,
-//! times out, keeps the connection, drains. Does not know sockets, clocks, or the
-//! [`Engine`](crate::engine::Engine): it asks questions and is told the answers.
+//! elsewhere while nothing has reached the client, hands out errands where several backends are to
+//! hear it, notices either side leaving at any moment, times out, keeps the connection, drains.
+//! Does not know sockets, clocks, or the [`Engine`](crate::engine::Engine): it asks questions and
+//! is told the answers.
 //!
 //! After every call drain [`Exchange::poll_output`], then wait for whatever
 //! [`Exchange::interest`] names or for [`Exchange::poll_timeout`].
 //!
-//! Bytes belong to the runtime. Of a request the exchange keeps all, within
-//! [`Limits`], until the answer has begun; of an answer it keeps the head until the first byte of
-//! the body, and the whole of a 500, a 503 or a stream that begins with an error, of at most
-//! 64 KiB, while another backend is tried; of a websocket, one read towards the backend.
+//! Bytes belong to the runtime. Of a request the exchange keeps all, within [`Limits`], until the
+//! answer has begun. Of an answer it keeps the head until the first byte of the body, and the whole
+//! of one that is not the last word (a 500, a 503, a stream that begins with an error, some 404s),
+//! of at most 64 KiB, while another backend is tried; of what several backends answer, all; of a
+//! websocket, one read towards the backend.
 //! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
 
+mod attempt;
 mod deadlines;
+mod errand;
 mod events;
 mod flow;
+mod gather;
 mod pipe;
 mod request;
 mod response;
+mod scanner;
 #[cfg(test)]
 mod tests;
 mod words;
 
+pub use errand::{Errand, Said};
 pub use words::{Drain, End, Input, Interest, Output, Side};
 
 use crate::config::Limits;
-use crate::route::{Decision, Failure, Outcome, Refusal, Route, Share, Ticket};
+use crate::fleet::BackendId;
+use crate::route::{Decision, Doubt, Echo, Failure, Outcome, Route, Share, Ticket};
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
 use alloc::collections::VecDeque;
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use attempt::Attempt;
 use core::ops::Range;
 use deadlines::LINGER_MAX;
 use flow::shrink;
+use gather::Gather;
 use pipe::Pipe;
 use request::Request;
-use response::Attempt;
 
 /// What a client may send ahead of its turn (pipelining) before it is read no further. That it
 /// leaves is seen all the same, unless it sent more than the kernel takes.
@@ -64,6 +74,8 @@ enum Phase {
     Upstream,
     /// Both sides switched to a websocket: everything passes.
     Piped(Pipe),
+    /// Several backends have it.
+    Gathering(Gather),
     /// The answer is complete; the last of it is being written.
     Answered,
     /// The connection is ending; what still comes from the client is dropped.
@@ -80,7 +92,10 @@ enum Order {
     Ask,
     AskAgain(Ticket, Failure),
     FirstByte,
+    Owns(BackendId, String),
     Settle(Ticket, Outcome),
+    Gather(Vec<Errand>, Instant),
+    Heard(Vec<Echo>),
     Connect,
     Release { reusable: bool },
     Shutdown,
@@ -120,8 +135,8 @@ pub struct Exchange {
     attempt: Option<Attempt>,
     /// The last answer of a backend while others are tried.
     kept: Option<Kept>,
-    /// What to say if a backend does not know the model either.
-    instead: Option<Refusal>,
+    /// Which answers are not the last word on the request under way.
+    doubt: Option<Doubt>,
     after: After,
     orders: VecDeque<Order>,
     pieces: VecDeque<Piece>,
@@ -150,7 +165,7 @@ impl Exchange {
             request: Request::default(),
             attempt: None,
             kept: None,
-            instead: None,
+            doubt: None,
             after: After::NextRequest,
             orders: VecDeque::new(),
             pieces: VecDeque::new(),
@@ -199,6 +214,7 @@ impl Exchange {
             }
             Input::ConnectFailed => self.unconnected(Failure::Connect),
             Input::NoSocket => self.unconnected(Failure::NoSocket),
+            Input::Gathered(said) => self.gathered(said, now),
             Input::Drain(drain) => {
                 self.drain = self.drain.max(drain);
                 if self.drain == Drain::Closing && self.is_idle() {
@@ -250,7 +266,10 @@ impl Exchange {
                     Some(Attempt { ticket: Some(ticket), .. }) => Output::FirstByte(ticket),
                     _ => continue,
                 },
+                Order::Owns(backend, id) => Output::Owns(backend, id),
                 Order::Settle(ticket, outcome) => Output::Settle(ticket, outcome),
+                Order::Gather(errands, until) => Output::Gather(errands, until),
+                Order::Heard(echoes) => Output::Heard(echoes),
                 Order::Connect => match &self.attempt {
                     Some(Attempt { backend, spec, fresh, .. }) => {
                         Output::Connect { backend: *backend, spec, fresh: *fresh }
@@ -269,9 +288,11 @@ impl Exchange {
         let client = match self.phase {
             Phase::Head | Phase::Lingering { .. } => true,
             Phase::Body => self.request.starved().is_none(),
-            Phase::Asked | Phase::Later(_) | Phase::Upstream | Phase::Answered => {
-                self.ahead.len() < AHEAD_BYTES_MAX
-            }
+            Phase::Asked
+            | Phase::Later(_)
+            | Phase::Upstream
+            | Phase::Gathering(_)
+            | Phase::Answered => self.ahead.len() < AHEAD_BYTES_MAX,
             Phase::Piped(_) => self.pipes_client(),
             Phase::Closed => false,
         };
@@ -304,6 +325,9 @@ impl Exchange {
                 Order::Reserve(_)
                 | Order::Ask
                 | Order::FirstByte
+                | Order::Owns(..)
+                | Order::Gather(..)
+                | Order::Heard(_)
                 | Order::Connect
                 | Order::Release { .. }
                 | Order::Shutdown
@@ -353,13 +377,15 @@ impl Exchange {
         match decision {
             Decision::Forward(mut route) => {
                 self.phase = Phase::Upstream;
-                self.instead = route.instead.take().or(self.instead.take());
+                // What was doubtful of the first backend's answer is of the next one's.
+                self.doubt.get_or_insert(core::mem::take(&mut route.doubt));
                 let wire = self.request.compose(&route.spec);
                 self.attempt = Some(Attempt::new(route, wire, now));
                 self.orders.push_back(Order::Connect);
             }
             Decision::Later(at) => self.phase = Phase::Later(at),
             Decision::Answer(answer) => self.answer(&answer, now),
+            Decision::Gather(gathering) => self.gather(gathering, now),
             Decision::Refuse(refusal) => match self.kept.take() {
                 Some(kept) => {
                     self.out.extend_from_slice(&kept.bytes);
@@ -402,7 +428,7 @@ impl Exchange {
         self.client_at = now;
         self.attempt = None;
         self.kept = None;
-        self.instead = None;
+        self.doubt = None;
         // However long the client takes to read the answer, or to hear that it was refused.
         self.request.forget_bytes();
         self.give_back();
@@ -421,6 +447,9 @@ impl Exchange {
         }
         self.withdraw();
         self.drop_attempt(Outcome::ClientGone);
+        if matches!(self.phase, Phase::Gathering(_)) {
+            self.orders.push_back(Order::Release { reusable: false });
+        }
         self.give_back();
         self.close(reset);
     }
@@ -430,12 +459,14 @@ impl Exchange {
     fn withdraw(&mut self) {
         for order in core::mem::take(&mut self.orders) {
             match order {
-                Order::Reserve(_) | Order::Ask | Order::Connect => {}
+                Order::Reserve(_) | Order::Ask | Order::Connect | Order::Gather(..) => {}
                 Order::AskAgain(ticket, _) => {
                     self.orders.push_back(Order::Settle(ticket, Outcome::ClientGone));
                 }
                 Order::Unreserve(_)
                 | Order::FirstByte
+                | Order::Owns(..)
+                | Order::Heard(_)
                 | Order::Settle(..)
                 | Order::Release { .. }
                 | Order::Shutdown

@@ -235,6 +235,15 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "NAME", help_heading = "Choosing backends")]
     pub(crate) default_model: Vec<OsString>,
 
+    /// An upstream that accepts model names it does not list
+    ///
+    /// One of UPSTREAM, for servers that load adapters when they are asked for (LoRA resolvers).
+    /// Names that nobody lists go there instead of getting 404. Repeatable.
+    ///
+    /// [variable: VLLM_PXY_FORWARD_UNKNOWN, separated by commas or spaces]
+    #[arg(long, value_name = "URL", help_heading = "Choosing backends")]
+    pub(crate) forward_unknown: Vec<OsString>,
+
     /// Largest request body; a larger one gets 413
     ///
     /// Bytes, or a number with KiB, MiB or GiB.

@@ -45,6 +45,8 @@ pub(crate) struct Server {
     pub(crate) policy: Policy,
     /// `None`: the first model of the first upstream.
     pub(crate) default_model: Option<String>,
+    /// Places in `upstreams` of those that accept model names they do not list.
+    pub(crate) forward_unknown: Vec<u16>,
     pub(crate) max_body: u64,
     /// `None`: a share of the machine's memory.
     pub(crate) body_memory: Option<u64>,
@@ -148,8 +150,10 @@ fn everything(
     };
     let grace = read.value(&args.drain_grace, DRAIN_GRACE, &values::seconds)?;
     let drain = read.value(&args.drain_timeout, DRAIN_TIMEOUT, &values::seconds)?;
+    let upstreams = upstreams(&args.upstreams, UPSTREAMS, env)?;
     let server = Server {
-        upstreams: upstreams(args, env)?,
+        forward_unknown: forward_unknown(args, env, &upstreams)?,
+        upstreams,
         host: read.value(&args.host, HOST, &values::listen_host)?.unwrap_or(DEFAULT_HOST),
         port: read.value(&args.port, PORT, &values::listen_port)?.unwrap_or(DEFAULT_PORT),
         runtime: read.value(&args.runtime, RUNTIME, &runtime)?.unwrap_or(Runtime::ALL[0]),
@@ -178,6 +182,7 @@ const RUNTIME: Names = ("--runtime", "VLLM_PXY_RUNTIME");
 const THREADS: Names = ("--threads", "VLLM_PXY_THREADS");
 const POLICY: Names = ("--policy", "VLLM_PXY_POLICY");
 const DEFAULT_MODEL: Names = ("--default-model", "VLLM_PXY_DEFAULT_MODEL");
+const FORWARD_UNKNOWN: Names = ("--forward-unknown", "VLLM_PXY_FORWARD_UNKNOWN");
 const MAX_BODY: Names = ("--max-body", "VLLM_PXY_MAX_BODY");
 const BODY_MEMORY: Names = ("--body-memory", "VLLM_PXY_BODY_MEMORY");
 const DRAIN_GRACE: Names = ("--drain-grace", "VLLM_PXY_DRAIN_GRACE");
@@ -227,8 +232,11 @@ fn text<'a>(value: &'a OsStr, culprit: &str) -> Result<&'a str, UsageError> {
     })
 }
 
-fn upstreams(args: &ServerArgs, env: Environment<'_>) -> Result<Vec<Upstream>, UsageError> {
-    let (argument, variable) = UPSTREAMS;
+fn upstreams(
+    written: &[OsString],
+    (argument, variable): Names,
+    env: Environment<'_>,
+) -> Result<Vec<Upstream>, UsageError> {
     let parse = |culprit: &str, items: &[&str]| {
         upstream::parse_all(items)
             .map_err(|(item, invalid)| UsageError::value(culprit, &item, &invalid))
@@ -241,12 +249,36 @@ fn upstreams(args: &ServerArgs, env: Environment<'_>) -> Result<Vec<Upstream>, U
             .collect();
         upstreams = parse(variable, &items)?;
     }
-    if !args.upstreams.is_empty() {
+    if !written.is_empty() {
         let items: Vec<_> =
-            args.upstreams.iter().map(|value| text(value, argument)).collect::<Result<_, _>>()?;
+            written.iter().map(|value| text(value, argument)).collect::<Result<_, _>>()?;
         upstreams = parse(argument, &items)?;
     }
     Ok(upstreams)
+}
+
+/// The places of those upstreams that accept model names they do not list.
+fn forward_unknown(
+    args: &ServerArgs,
+    env: Environment<'_>,
+    known: &[Upstream],
+) -> Result<Vec<u16>, UsageError> {
+    let wanted = upstreams(&args.forward_unknown, FORWARD_UNKNOWN, env)?;
+    if known.is_empty() {
+        // There is nothing yet to compare with: another error says so, if it is one.
+        return Ok(Vec::new());
+    }
+    let (option, variable) = FORWARD_UNKNOWN;
+    let culprit = if args.forward_unknown.is_empty() { variable } else { option };
+    let place = |wanted: &Upstream| {
+        let place = known.iter().position(|known| known.to_string() == wanted.to_string());
+        place.and_then(|place| u16::try_from(place).ok()).ok_or_else(|| {
+            let names: Vec<_> = known.iter().map(ToString::to_string).collect();
+            let expected = format!("one of the upstreams ({})", names.join(", "));
+            UsageError::value(culprit, &wanted.to_string(), &Invalid::expected(expected))
+        })
+    };
+    wanted.iter().map(place).collect()
 }
 
 fn runtime(text: &str) -> Result<Runtime, Invalid> {
@@ -331,6 +363,33 @@ mod tests {
     fn what_is_overridden_is_checked(#[case] line: &str, #[case] name: &str, #[case] value: &str) {
         let error = configured(line, &[(name, value)]).unwrap_err().to_string();
         assert!(error.starts_with(&format!("invalid value `{value}` for {name}: ")), "{error}");
+    }
+
+    #[rstest]
+    #[case::none("server http://a http://b", None, &[])]
+    #[case::option("server http://a http://b --forward-unknown http://b", None, &[1])]
+    #[case::port_spelled_out("server http://a http://b --forward-unknown http://b:80", None, &[1])]
+    #[case::several("server http://a http://b", Some("http://b http://a"), &[1, 0])]
+    #[case::the_option_wins(
+        "server http://a http://b --forward-unknown http://a", Some("http://b"), &[0]
+    )]
+    fn unknown_names_go_to(
+        #[case] line: &str,
+        #[case] variable: Option<&str>,
+        #[case] places: &[u16],
+    ) {
+        let variables: Vec<_> =
+            variable.map(|value| ("VLLM_PXY_FORWARD_UNKNOWN", value)).into_iter().collect();
+        assert_eq!(configured(line, &variables).unwrap().1.forward_unknown, places);
+    }
+
+    #[test]
+    fn unknown_names_go_to_no_stranger() {
+        let line = "server http://a:1 --forward-unknown http://b";
+        let error = configured(line, &[]).unwrap_err().to_string();
+        let expected = "invalid value `http://b` for --forward-unknown: \
+             expected one of the upstreams (http://a:1)";
+        assert!(error.starts_with(expected), "{error}");
     }
 
     #[test]

@@ -95,11 +95,15 @@ impl Prober {
         let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
         let refused = Rc::clone(&self.refused);
         let probe = async move {
-            let mut spec = None;
-            shared.lend(&mut |engine| spec = engine.spec(backend).cloned());
+            let (mut spec, mut rest) = (None, false);
+            shared.lend(&mut |engine| {
+                spec = engine.spec(backend).cloned();
+                rest = engine.asks_rest(backend);
+            });
             let Some(spec) = spec else { return };
             // A library that panics over an odd answer must not end all probing.
-            let asked = AssertUnwindSafe(ask::backend(&spec, key.as_deref())).catch_unwind().await;
+            let asked =
+                AssertUnwindSafe(ask::backend(&spec, key.as_deref(), rest)).catch_unwind().await;
             let asked = asked.unwrap_or(Err(ProbeError::Broken));
             log::trace!(backend:%, answered = asked.is_ok(); "probed");
             if let Ok(Asked { models_status: Some(status), .. }) = asked {

@@ -34,6 +34,7 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         // The number of upstreams was limited as they were read.
         upstreams: u16::try_from(upstreams.len()).unwrap_or(u16::MAX),
         body_memory,
+        forward_unknown: std::mem::take(&mut server.forward_unknown),
     };
     let limits = Limits {
         body_bytes_max: server.max_body,

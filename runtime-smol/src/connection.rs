@@ -5,6 +5,7 @@
 //! comes while the request is still being sent would not be seen, nor a client that leaves.
 
 use crate::Core;
+use crate::errands;
 use crate::net::{self, Socket};
 use crate::reactor::Timer;
 use event_listener::EventListener;
@@ -14,7 +15,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use vllm_proxy_core::exchange::{Drain, End, Exchange, Input, Output, Side};
+use vllm_proxy_core::exchange::{Drain, End, Exchange, Input, Output, Said, Side};
 use vllm_proxy_core::fleet::BackendId;
 use vllm_proxy_core::time::Instant;
 
@@ -26,11 +27,14 @@ enum Upstream {
     None,
     Connecting(BackendId, Pin<Box<dyn Future<Output = io::Result<Socket>>>>),
     Open(BackendId, Socket),
+    /// Several at once.
+    Errands(Pin<Box<dyn Future<Output = Vec<Said>>>>),
 }
 
 /// What ended a wait.
 enum Woken {
     Connected(io::Result<Socket>),
+    Gathered(Vec<Said>),
     Readable(Side),
     Writable(Side),
     /// The client will send nothing more, while nothing is read of it.
@@ -160,6 +164,19 @@ impl Connection {
                     core.with_engine(|engine| engine.first_byte(ticket, now));
                     continue;
                 }
+                Output::Owns(backend, id) => {
+                    core.with_engine(|engine| engine.owns(backend, &id, now));
+                    continue;
+                }
+                Output::Gather(errands, until) => {
+                    let errands = errands::run(core.clone(), errands, until);
+                    self.upstream = Upstream::Errands(Box::pin(errands));
+                    continue;
+                }
+                Output::Heard(echoes) => {
+                    core.with_engine(|engine| engine.heard(&echoes, now));
+                    continue;
+                }
                 Output::Settle(ticket, outcome) => {
                     core.with_engine(|engine| engine.finish(ticket, outcome, now));
                     continue;
@@ -229,6 +246,11 @@ impl Connection {
                     return Poll::Ready(Woken::Writable(Side::Upstream));
                 }
             }
+            Upstream::Errands(errands) => {
+                if let Poll::Ready(said) = errands.as_mut().poll(cx) {
+                    return Poll::Ready(Woken::Gathered(said));
+                }
+            }
             Upstream::None => {}
         }
         if interest.client {
@@ -270,6 +292,10 @@ impl Connection {
                 self.client_next = side == Side::Upstream;
                 return self.read(side);
             }
+            Woken::Gathered(said) => {
+                self.upstream = Upstream::None;
+                self.handle(Input::Gathered(said));
+            }
             Woken::Writable(Side::Client) => self.flush(),
             Woken::Writable(Side::Upstream) => {
                 self.upstream_full = false;
@@ -300,7 +326,10 @@ impl Connection {
             let socket = match (side, &self.upstream) {
                 (Side::Client, _) => &self.client,
                 (Side::Upstream, Upstream::Open(_, socket)) => socket,
-                (Side::Upstream, Upstream::None | Upstream::Connecting(..)) => break,
+                (
+                    Side::Upstream,
+                    Upstream::None | Upstream::Connecting(..) | Upstream::Errands(_),
+                ) => break,
             };
             let bytes = match socket.read(&mut buffer) {
                 Ok(None) => break,

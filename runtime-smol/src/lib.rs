@@ -9,6 +9,7 @@
 
 mod clock;
 mod connection;
+mod errands;
 mod listener;
 mod net;
 mod pool;

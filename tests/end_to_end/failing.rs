@@ -126,7 +126,7 @@ fn what_changes_a_server_is_sent_once(runtime: Runtime) {
     let bad = dying(b"", Then::Close);
     let good = Backend::named(&["m"], "hi");
     for (path, body) in [
-        ("/v1/load_lora_adapter", r#"{"lora_name":"x"}"#),
+        ("/v1/plugin", r#"{"x":"y"}"#),
         ("/v1/chat/completions", r#"{"model":"m","kv_transfer_params":{"x":1}}"#),
         ("/v1/responses", r#"{"model":"m","background":true}"#),
     ] {

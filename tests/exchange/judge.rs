@@ -143,7 +143,7 @@ impl World {
         assert!(message.header("date").is_some());
         let allowed: &[u16] = match request {
             Request { malformed: true, .. } => &[400, 408],
-            Request { own: true, .. } => &[200, 503, 408],
+            Request { own: true, .. } => &[200, 502, 503, 504, 408],
             _ if calm => &[],
             _ => &[408, 502, 503, 504],
         };

@@ -69,6 +69,12 @@ impl World {
                 self.engine.first_byte(ticket, now);
                 None
             }
+            Output::Owns(..) | Output::Heard(_) => None,
+            Output::Gather(errands, _) => {
+                line = format!("gather {}", errands.len());
+                self.errands = errands;
+                None
+            }
             Output::Settle(ticket, outcome) => {
                 line = format!("settle {outcome:?}");
                 self.tickets -= 1;
@@ -91,7 +97,12 @@ impl World {
             Output::Release { reusable } => {
                 line.push_str(if reusable { "release reusable" } else { "release" });
                 let link = self.link.take();
-                assert!(self.connecting.take().is_some() != link.is_some());
+                let gathering = !std::mem::take(&mut self.errands).is_empty();
+                let connecting = self.connecting.take().is_some();
+                assert_eq!(
+                    usize::from(connecting) + usize::from(link.is_some()) + usize::from(gathering),
+                    1
+                );
                 if reusable {
                     let link = link.expect("an open connection is reusable");
                     // A pool does not lend a connection that has something to say.

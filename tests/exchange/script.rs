@@ -54,8 +54,9 @@ impl Request {
         let minor = if chance(rng, 8) { 0 } else { 1 };
         let once = method == "POST" && chance(rng, 6);
         let path = match (own, method) {
+            (true, _) if chance(rng, 2) => "/load",
             (true, _) => "/health",
-            (_, "POST") if once => "/reset_prefix_cache",
+            (_, "POST") if once => "/plugin",
             (_, "POST") => "/v1/completions",
             _ => "/docs",
         };

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vllm_proxy_core::config::{Config, Limits, Policy};
 use vllm_proxy_core::engine::{self, Engine};
-use vllm_proxy_core::exchange::{Drain, End, Exchange, Input, Side};
+use vllm_proxy_core::exchange::{Drain, End, Errand, Exchange, Input, Said, Side};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
 use vllm_proxy_core::rng::Rng;
 use vllm_proxy_core::route::Share;
@@ -34,6 +34,7 @@ enum Event {
     ClientTakes,
     BackendTakes,
     Connects,
+    ErrandsEnd,
     BackendSends,
     BackendEnds,
     ClientEnds,
@@ -65,6 +66,8 @@ pub(crate) struct World {
     pub(crate) backend_ended: bool,
     pub(crate) link: Option<Link>,
     pub(crate) connecting: Option<BackendId>,
+    /// What several backends were asked, each on a connection of its own.
+    pub(crate) errands: Vec<Errand>,
     pub(crate) idle: Vec<BackendId>,
     pub(crate) client_full: bool,
     pub(crate) upstream_full: bool,
@@ -93,9 +96,9 @@ impl World {
         let tight = faults && chance(rng, 6);
         let config = Config {
             policy: *one_of(rng, &[Policy::LeastLoad, Policy::RoundRobin]),
-            default_model: None,
             upstreams: 1,
             body_memory: if tight { 20_000 } else { 0 },
+            ..Config::default()
         };
         let mut engine = Engine::new(config, seed, now);
         let specs: Vec<BackendSpec> = (0..backends)
@@ -133,6 +136,7 @@ impl World {
             backend_ended: false,
             link: None,
             connecting: None,
+            errands: Vec::new(),
             idle: Vec::new(),
             client_full: false,
             upstream_full: false,
@@ -159,8 +163,8 @@ impl World {
         while let Some(output) = self.engine.poll_output() {
             let engine::Output::Probe(id) = output else { continue };
             let raw = r#"{"id":"m"}"#.to_string();
-            let card = ModelCard { id: "m".to_string(), parent: None, raw };
-            let probe = Probe { health: 200, models: Some(vec![card]), version: None };
+            let card = ModelCard { id: "m".to_string(), raw, ..ModelCard::default() };
+            let probe = Probe { health: 200, models: Some(vec![card]), ..Probe::default() };
             self.engine.handle(engine::Input::Probed(id, Ok(probe)), self.now);
         }
     }
@@ -235,6 +239,9 @@ impl World {
         }
         if self.connecting.is_some() {
             events.push(Event::Connects);
+        }
+        if !self.errands.is_empty() {
+            events.push(Event::ErrandsEnd);
         }
         if let (true, Some(link)) = (interest.upstream, &self.link) {
             match link.answer {
@@ -359,6 +366,11 @@ impl World {
                 self.link_to(backend, false);
                 self.tell(Input::Connected { reused: false });
             }
+            Event::ErrandsEnd => {
+                let said = std::mem::take(&mut self.errands).into_iter();
+                let said = said.map(|errand| self.part(errand)).collect();
+                self.tell(Input::Gathered(said));
+            }
             Event::BackendSends => {
                 let link = self.link.as_mut().expect("possible");
                 let (serial, said) = link.answer.expect("possible");
@@ -382,6 +394,32 @@ impl World {
                 self.log(format!("backend ends: {end:?}"));
                 self.backend_ended |= switched;
                 self.tell(Input::Closed(Side::Upstream, end));
+            }
+        }
+    }
+
+    /// One backend takes its part of what several were asked.
+    fn part(&mut self, mut errand: Errand) -> Said {
+        if self.faults && chance(&mut self.rng, 10) {
+            self.log("no connection");
+            return errand.unconnected();
+        }
+        let all = errand.unsent().iter().map(|part| part.len()).sum();
+        errand.sent(all);
+        let mut rest = *one_of(
+            &mut self.rng,
+            &[
+                &b"HTTP/1.1 200 OK\r\ncontent-length: 17\r\nserver: uvicorn\r\ndate: d\r\n\r\n{\"server_load\":1}"[..],
+                &b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\ndate: d\r\ntransfer-encoding: chunked\r\n\r\n\
+                  11\r\n{\"server_load\":1}\r\n0\r\n\r\n"[..],
+            ],
+        );
+        loop {
+            let (now, later) = rest.split_at(self.some_of(rest.len()));
+            rest = later;
+            if let Some(said) = errand.received(now) {
+                assert!(rest.is_empty(), "it ended before its last byte");
+                return said;
             }
         }
     }
@@ -420,7 +458,7 @@ impl World {
         if self.closed.is_some() {
             assert!(self.exchange.poll_timeout().is_none());
             assert_eq!((self.tickets, self.share), (0, Share::default()));
-            assert!(self.link.is_none() && self.connecting.is_none());
+            assert!(self.link.is_none() && self.connecting.is_none() && self.errands.is_empty());
         } else {
             let may_be_silent = !interest.client_end;
             let due = self.exchange.poll_timeout();

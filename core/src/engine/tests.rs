@@ -4,10 +4,13 @@ mod accounting;
 mod knowledge;
 mod membership;
 mod retries;
+mod several;
+mod stored;
 
 use super::*;
 use crate::config::Policy;
-use crate::fleet::Address;
+use crate::fleet::{Address, State};
+use crate::route::{Doubt, Retry, Route};
 use crate::wire::probe::ModelCard;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -30,7 +33,8 @@ impl Rig {
             model: model.to_string(),
             bases: bases.iter().map(ToString::to_string).collect(),
         };
-        assert_eq!(route.instead, (bases.len() > 1).then_some(refusal));
+        let several = bases.len() > 1;
+        assert_eq!(route.doubt, if several { Doubt::Unknown(refusal) } else { Doubt::None });
         self.finish(route.ticket);
     }
 
@@ -126,7 +130,7 @@ fn spec(upstream: u16, port: u16) -> BackendSpec {
 }
 
 fn healthy(models: &[&str]) -> Probe {
-    Probe { health: 200, models: Some(cards(models)), version: None }
+    Probe { health: 200, models: Some(cards(models)), ..Probe::default() }
 }
 
 /// Cards by name; `a<b` is the adapter `a` of `b`.
@@ -136,7 +140,8 @@ fn cards(names: &[&str]) -> Vec<ModelCard> {
             Some((id, parent)) => (id, Some(parent.to_string())),
             None => (*name, None),
         };
-        ModelCard { id: id.to_string(), parent, raw: format!(r#"{{"id":"{id}"}}"#) }
+        let raw = format!(r#"{{"id":"{id}"}}"#);
+        ModelCard { id: id.to_string(), parent, raw, ..ModelCard::default() }
     };
     names.iter().map(card).collect()
 }
@@ -149,6 +154,11 @@ fn request(since: Instant) -> RequestMeta<'static> {
         prompt_bytes: 400,
         retry: Retry::BeforeFirstByte,
         since,
+        response: None,
+        adapter: None,
+        facts: false,
+        narrow: None,
+        allow: None,
     }
 }
 
@@ -156,7 +166,10 @@ fn request(since: Instant) -> RequestMeta<'static> {
 fn forwarded(decision: Decision) -> Route {
     match decision {
         Decision::Forward(route) => route,
-        other @ (Decision::Answer(_) | Decision::Refuse(_) | Decision::Later(_)) => {
+        other @ (Decision::Answer(_)
+        | Decision::Gather(_)
+        | Decision::Refuse(_)
+        | Decision::Later(_)) => {
             panic!("not forwarded: {other:?}")
         }
     }
@@ -166,7 +179,10 @@ fn forwarded(decision: Decision) -> Route {
 fn refused(decision: Decision) -> Refusal {
     match decision {
         Decision::Refuse(refusal) => refusal,
-        other @ (Decision::Answer(_) | Decision::Forward(_) | Decision::Later(_)) => {
+        other @ (Decision::Answer(_)
+        | Decision::Gather(_)
+        | Decision::Forward(_)
+        | Decision::Later(_)) => {
             panic!("not refused: {other:?}")
         }
     }
@@ -176,7 +192,10 @@ fn refused(decision: Decision) -> Refusal {
 fn answered(decision: Decision) -> (u16, String) {
     match decision {
         Decision::Answer(answer) => (answer.status, String::from_utf8(answer.body).expect("text")),
-        other @ (Decision::Refuse(_) | Decision::Forward(_) | Decision::Later(_)) => {
+        other @ (Decision::Refuse(_)
+        | Decision::Gather(_)
+        | Decision::Forward(_)
+        | Decision::Later(_)) => {
             panic!("not answered: {other:?}")
         }
     }

@@ -1,6 +1,6 @@
 //! Deadlines: what is due when, and what follows if it does not come.
 
-use super::response::Attempt;
+use super::attempt::Attempt;
 use super::{Drain, Exchange, Order, Phase};
 use crate::route::Refusal;
 use crate::time::{Duration, Instant, Wake};
@@ -58,6 +58,7 @@ impl Exchange {
                 .and_then(|attempt| Attempt::deadline(attempt, limits)),
             Phase::Piped(_) => self.piped_due(limits),
             Phase::Lingering { until, .. } => wake(*until, "the client was told to go"),
+            Phase::Gathering(gather) => wake(gather.deadline(), "the errands do not end"),
             Phase::Asked | Phase::Answered | Phase::Closed => None,
         }
     }
@@ -81,6 +82,7 @@ impl Exchange {
             }
             Phase::Upstream => self.upstream_timeout(now),
             Phase::Piped(_) => self.piped_timeout(),
+            Phase::Gathering(_) => self.gathering_timeout(now),
             Phase::Asked | Phase::Answered | Phase::Closed => {}
         }
     }

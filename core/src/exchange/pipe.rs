@@ -30,7 +30,7 @@ impl Exchange {
     /// The backend switches: its head passes, and from now on everything does.
     pub(super) fn switched(&mut self, head: &[u8], bytes: &[u8], from: usize, now: Instant) {
         self.out.extend_from_slice(head);
-        self.instead = None;
+        self.doubt = None;
         self.request.forget_bytes();
         self.give_back();
         self.orders.push_back(Order::FirstByte);

@@ -3,22 +3,30 @@
 //! Owns the request's bytes. Knows nothing of answers.
 
 use super::deadlines::RESERVE_AGAIN;
+use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
 use crate::fleet::BackendSpec;
-use crate::route::{RequestMeta, Retry, Share, Who};
+use crate::route::{Narrow, RequestMeta, Retry, Share, Who};
 use crate::time::{Duration, Instant};
 use crate::wire::answers::{Answer, Shape};
 use crate::wire::body::{BodyReader, Framing, Kind};
+use crate::wire::form::{self, FormScanner};
 use crate::wire::forward;
 use crate::wire::head::{HeadEnd, RequestError, header_room, parse_request};
-use crate::wire::routes::{self, Rule};
-use crate::wire::scan::{Scan, Scanner};
+use crate::wire::merge::Merge;
+use crate::wire::routes::{self, About, ModelAt, Rule};
+use crate::wire::scan::Scan;
+use crate::wire::target::parameter;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ops::Range;
 
 /// Room in front of a head as it was received, so that the head we send (with a Host or the
 /// upstream's path prefix added) can lie right before the body, and both leave in one call.
 const SLACK: usize = 256;
+/// vLLM's `/invocations` writes it into the body as the model.
+const ADAPTER_HEADER: &str = "x-amzn-sagemaker-adapter-identifier";
 /// What a chunked body asks of the budget first; then it doubles.
 const CHUNKED_RESERVE: u64 = 64 << 10;
 /// What a promised length asks first, at most. Promises cost a client nothing: were they taken at
@@ -44,7 +52,12 @@ pub(super) struct Request {
     /// The length that the head promised.
     promised: Option<u64>,
     rule: Option<Rule>,
-    scanner: Scanner,
+    /// What the variable part of its path says.
+    name: Option<String>,
+    narrow: Option<Narrow>,
+    /// The model that a header names.
+    header_model: Option<String>,
+    scanner: BodyScanner,
     scan: Scan,
     since: Instant,
     pub(super) minor: u8,
@@ -88,16 +101,38 @@ impl Request {
         core::mem::replace(&mut self.share, Share { bytes: 0, overdraft: false })
     }
 
+    pub(super) fn rule(&self) -> Rule {
+        self.rule.unwrap_or_else(|| routes::find("", b"").rule)
+    }
+
     pub(super) fn meta(&self) -> RequestMeta<'_> {
-        let rule = self.rule.unwrap_or_else(|| routes::find("", b""));
+        let rule = self.rule();
+        let named = |field| self.name.as_ref().or(field).map(String::as_str);
+        let about = |about, field| if rule.about == about { named(field) } else { None };
         RequestMeta {
             who: rule.who,
-            model: self.scan.model.as_deref(),
+            model: self.header_model.as_deref().or(self.scan.model.as_deref()),
             stream: self.scan.stream,
             prompt_bytes: self.scan.prompt_bytes,
             retry: if self.scan.pinned { Retry::Never } else { rule.retry },
             since: self.since,
+            response: about(About::Response, self.scan.previous_response_id.as_ref()),
+            adapter: about(About::Adapter, self.scan.lora_name.as_ref()),
+            facts: rule.merge == Merge::Metrics,
+            narrow: self.narrow.as_ref(),
+            allow: rule.allow,
         }
+    }
+
+    /// The stored response that its path names.
+    pub(super) fn names_response(&self) -> Option<&str> {
+        self.name.as_deref().filter(|_| self.rule().about == About::Response)
+    }
+
+    /// Whether its answer may be a response that is to be remembered, and comes as events.
+    pub(super) fn creates_response(&self) -> Option<bool> {
+        let creates = self.rule().about == About::Response && self.name.is_none();
+        creates.then_some(self.scan.stream)
     }
 
     /// Makes room for the next request. Buffers are kept unless they grew large.
@@ -120,13 +155,13 @@ impl Request {
         shrink(&mut self.headers);
     }
 
-    fn body(&self) -> &[u8] {
+    /// The body; once the request is complete, with what ends it on the wire.
+    pub(super) fn body(&self) -> &[u8] {
         self.message.get(self.body_start..).unwrap_or_default()
     }
 
-    /// Lays the head that this backend gets right before the body; says which part of
-    /// [`message`](Self::message) is to be sent.
-    pub(super) fn compose(&mut self, spec: &BackendSpec) -> Range<usize> {
+    /// The head that this backend gets, up to the first byte of the body.
+    pub(super) fn head_for(&self, spec: &BackendSpec) -> Vec<u8> {
         let mut head = Vec::with_capacity(self.start.len() + self.headers.len() + SLACK);
         let (method, target) = self.start.split_at(self.method_len);
         forward::request_start(&mut head, method, target, self.has_host, spec);
@@ -134,12 +169,29 @@ impl Request {
         if self.chunked && self.body_len > 0 {
             forward::chunk_size(&mut head, self.body_len as u64);
         }
+        head
+    }
+
+    /// The head of our own question to this backend, for what the client asks of all.
+    pub(super) fn question_for(&self, spec: &BackendSpec, accept: &str) -> Vec<u8> {
+        let mut head = Vec::with_capacity(self.start.len() + self.headers.len() + SLACK);
+        let target = self.start.get(self.method_len..).unwrap_or_default();
+        forward::request_start(&mut head, b"GET", target, self.has_host, spec);
+        forward::question_headers(&mut head, &self.headers, accept);
+        head
+    }
+
+    /// Lays the head that this backend gets right before the body; says which part of
+    /// [`message`](Self::message) is to be sent.
+    pub(super) fn compose(&mut self, spec: &BackendSpec) -> Range<usize> {
+        let head = self.head_for(spec);
         match self.body_start.checked_sub(head.len()) {
             Some(from) => {
                 self.message[from..self.body_start].copy_from_slice(&head);
                 from..self.message.len()
             }
             None => {
+                let mut head = head;
                 let body_start = head.len();
                 head.extend_from_slice(&self.message[self.body_start..]);
                 self.message = head;
@@ -150,6 +202,12 @@ impl Request {
     }
 }
 
+/// The value of a header, if it is text.
+fn text(value: &[u8]) -> Option<String> {
+    let text = core::str::from_utf8(value).ok()?.trim();
+    (!text.is_empty()).then(|| text.to_owned())
+}
+
 impl Exchange {
     pub(super) fn client_bytes(&mut self, bytes: &[u8], now: Instant) {
         match self.phase {
@@ -158,7 +216,11 @@ impl Exchange {
                 self.client_at = now;
                 self.body_bytes(bytes, now);
             }
-            Phase::Asked | Phase::Later(_) | Phase::Upstream | Phase::Answered => {
+            Phase::Asked
+            | Phase::Later(_)
+            | Phase::Upstream
+            | Phase::Gathering(_)
+            | Phase::Answered => {
                 self.ahead.extend_from_slice(bytes);
             }
             Phase::Piped(_) => self.piped_client_bytes(bytes, now),
@@ -237,9 +299,31 @@ impl Exchange {
         request.start.extend_from_slice(rest.as_bytes());
         request.headers.clear();
         request.has_host = forward::request_headers(&mut request.headers, &head);
-        let rule = routes::find(head.method, &request.start[request.method_len..]);
+        let target = &request.start[request.method_len..];
+        let routes::Found { rule, name } = routes::find(head.method, target);
         request.offers_websocket = head.offers_websocket;
-        request.rule = Some(if head.offers_websocket { rule.of_websocket() } else { rule });
+        let rule = if head.offers_websocket { rule.of_websocket() } else { rule };
+        (request.rule, request.name) = (Some(rule), name);
+        let header = |name| forward::header(head.headers, name);
+        match rule.model {
+            ModelAt::Form => {
+                let boundary = header("content-type").and_then(form::boundary);
+                request.scanner = match boundary {
+                    Some(boundary) => BodyScanner::Form(FormScanner::new(boundary)),
+                    None => BodyScanner::Nothing,
+                };
+            }
+            ModelAt::JsonOrHeader => request.header_model = header(ADAPTER_HEADER).and_then(text),
+            ModelAt::Json | ModelAt::Event | ModelAt::Nowhere => {}
+        }
+        if matches!(rule.who, Who::Each | Who::Every | Who::Named) {
+            request.narrow = Some(Narrow {
+                model: parameter(target, "model")
+                    .or_else(|| header("x-vllm-proxy-model").and_then(text)),
+                backend: parameter(target, "backend")
+                    .or_else(|| header("x-vllm-proxy-backend").and_then(text)),
+            });
+        }
         let framing = head.framing;
         request.chunked = framing == Framing::Chunked;
         request.promised = match framing {
@@ -363,10 +447,7 @@ impl Exchange {
             }
         }
         request.reader = None;
-        if let Some(allow) = request.rule.and_then(|rule| rule.allow) {
-            return self.answer(&Answer::method_not_allowed(allow), now);
-        }
-        if request.meta().who != Who::Backend {
+        if matches!(request.rule().who, Who::Health | Who::Version) {
             // Answered from what the engine knows: the body is of no use to anyone.
             request.forget_bytes();
         }

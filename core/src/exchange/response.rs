@@ -2,136 +2,25 @@
 //!
 //! Owns nothing of an answer's body but what must be held before the client may see it.
 
-use super::events::{FirstEvent, Verdict, is_event_stream};
+use super::attempt::{Attempt, Link, Stage};
+use super::events::{Verdict, is_event_stream};
 use super::flow::{Flow, Hold};
 use super::{After, End, Exchange, HELD_BYTES_MAX, Kept, Order, Phase, shrink};
-use crate::config::Limits;
 use crate::exchange::Drain;
-use crate::fleet::{BackendId, BackendSpec};
-use crate::route::{Failure, Outcome, Retry, Route, Ticket};
-use crate::time::{Instant, Wake};
+use crate::route::{Doubt, Failure, Outcome, Retry};
+use crate::time::Instant;
 use crate::wire::answers::is_unknown_model;
 use crate::wire::body::{BodyReader, Framing, Kind};
 use crate::wire::forward::{self, ClientFraming};
 use crate::wire::head::{HeadEnd, parse_response};
-use alloc::sync::Arc;
+use crate::wire::response_id::{IdFinder, Search};
+use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 /// How much of a body is copied behind its head, to leave with it in one plain send.
 const COPIED_BYTES_MAX: usize = 4 << 10;
 /// Informational answers before the final one. Nobody sends more than a few.
 const INFORMATIONAL_MAX: u8 = 16;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Link {
-    Connecting,
-    Open { reused: bool },
-}
-
-/// What of an answer has come.
-#[derive(Debug)]
-enum Stage {
-    /// Its head is being read.
-    Head,
-    /// Its body is being read.
-    Body {
-        reader: BodyReader,
-        framing: ClientFraming,
-        status: u16,
-        reusable: bool,
-        after: After,
-        hold: Hold,
-    },
-}
-
-/// One backend's try at a request.
-#[derive(Debug)]
-pub(super) struct Attempt {
-    pub(super) backend: BackendId,
-    pub(super) spec: Arc<BackendSpec>,
-    pub(super) fresh: bool,
-    pub(super) ticket: Option<Ticket>,
-    link: Link,
-    /// Which part of the request's message is still to be sent.
-    wire: Range<usize>,
-    begun: bool,
-    /// The backend takes no more bytes of the request.
-    pub(super) refused: bool,
-    stage: Stage,
-    /// The part of a head that came without its end.
-    head: Vec<u8>,
-    head_end: HeadEnd,
-    informational: u8,
-    /// The answer as the client will get it, while it is held.
-    held: Vec<u8>,
-    first_event: FirstEvent,
-    /// When the backend last sent or took a byte, or was first asked to.
-    pub(super) heard_at: Instant,
-}
-
-impl Attempt {
-    pub(super) fn new(route: Route, wire: Range<usize>, now: Instant) -> Self {
-        Self {
-            backend: route.backend,
-            spec: route.spec,
-            fresh: route.fresh,
-            ticket: Some(route.ticket),
-            link: Link::Connecting,
-            wire,
-            begun: false,
-            refused: false,
-            stage: Stage::Head,
-            head: Vec::new(),
-            head_end: HeadEnd::default(),
-            informational: 0,
-            held: Vec::new(),
-            first_event: FirstEvent::default(),
-            heard_at: now,
-        }
-    }
-
-    pub(super) fn connected(&mut self, reused: bool, now: Instant) {
-        if self.link == Link::Connecting {
-            self.link = Link::Open { reused };
-            self.heard_at = now;
-        }
-    }
-
-    pub(super) fn took(&mut self, bytes: usize, now: Instant) {
-        if bytes > 0 {
-            self.begun = true;
-            self.heard_at = now;
-            self.wire.start = (self.wire.start + bytes).min(self.wire.end);
-        }
-    }
-
-    pub(super) const fn is_open(&self) -> bool {
-        matches!(self.link, Link::Open { .. })
-    }
-
-    /// The part of the request that the backend has yet to take.
-    pub(super) fn unsent(&self) -> Option<Range<usize>> {
-        let send = self.is_open() && !self.refused && !self.wire.is_empty();
-        send.then(|| self.wire.clone())
-    }
-
-    pub(super) fn deadline(&self, limits: &Limits) -> Option<Wake> {
-        match self.link {
-            Link::Connecting => Some(Wake {
-                at: self.heard_at + limits.connect_timeout,
-                why: "the backend does not accept",
-            }),
-            Link::Open { .. } => limits
-                .http_timeout
-                .map(|timeout| Wake { at: self.heard_at + timeout, why: "the backend is silent" }),
-        }
-    }
-
-    const fn has_begun_answer(&self) -> bool {
-        matches!(self.stage, Stage::Body { hold: Hold::No, .. })
-    }
-}
 
 impl Exchange {
     pub(super) fn upstream_bytes(&mut self, bytes: &[u8], now: Instant) {
@@ -228,15 +117,29 @@ impl Exchange {
                 }
                 continue;
             }
+            if status != 401
+                && let Some(Doubt::Key(answer)) = &self.doubt
+            {
+                // The client's key is good: the backend's own answer is of no use.
+                let answer = answer.clone();
+                self.drop_attempt(Outcome::Done(status));
+                return self.answer(&answer, now);
+            }
             let again = self.request.meta().retry == Retry::BeforeFirstByte;
             let hold = match status {
                 // Another backend may do better.
                 500 | 503 if again => Hold::Whole,
                 200 if again && events => Hold::FirstEvent,
-                // We may know better.
-                404 if self.instead.is_some() => Hold::Whole,
+                // Another may know better, or we.
+                404 if !matches!(self.doubt, None | Some(Doubt::None)) => Hold::Whole,
                 _ => Hold::FirstByte,
             };
+            if (200..300).contains(&status) {
+                if let Some(id) = self.request.names_response() {
+                    self.orders.push_back(Order::Owns(attempt.backend, id.to_owned()));
+                }
+                attempt.ids = self.request.creates_response().map(IdFinder::new);
+            }
             attempt.held = emitted;
             attempt.stage = Stage::Body {
                 reader: BodyReader::new(backend_framing, self.limits.head_bytes_max),
@@ -280,6 +183,18 @@ impl Exchange {
             let read = at..at + step.len;
             at = read.end;
             has_data |= step.kind == Kind::Data;
+            if step.kind == Kind::Data
+                && let Some(ids) = &mut attempt.ids
+            {
+                match ids.feed(&bytes[read.clone()]) {
+                    Search::More => {}
+                    Search::Found(id) => {
+                        self.orders.push_back(Order::Owns(attempt.backend, id));
+                        attempt.ids = None;
+                    }
+                    Search::Absent => attempt.ids = None,
+                }
+            }
             if *hold == Hold::FirstEvent && step.kind == Kind::Data {
                 *hold = match attempt.first_event.read(&bytes[read.clone()]) {
                     Verdict::Unknown => Hold::FirstEvent,
@@ -373,13 +288,21 @@ impl Exchange {
         // is not to be trusted with another on the same connection.
         let reusable = reusable && attempt.wire.is_empty() && !attempt.refused && !surplus;
         self.orders.push_back(Order::Release { reusable });
-        if hold == Hold::Whole
-            && status != 404
+        let failure = match (&self.doubt, hold, status) {
+            (_, Hold::No | Hold::FirstByte | Hold::FirstEvent, _) => None,
+            (Some(Doubt::Elsewhere), _, 404) => Some(Failure::Elsewhere),
+            (Some(Doubt::Unlisted), _, 404) => {
+                is_unknown_model(&attempt.held).then_some(Failure::Unlisted)
+            }
+            (_, _, 404) => None,
+            (_, _, 200) => Some(Failure::ErrorEvent),
+            _ => Some(Failure::Status(status)),
+        };
+        if let Some(failure) = failure
             && let Some(ticket) = attempt.ticket.take()
         {
             self.kept = Some(Kept { bytes: attempt.held, after });
             self.phase = Phase::Asked;
-            let failure = if status == 200 { Failure::ErrorEvent } else { Failure::Status(status) };
             self.orders.push_back(Order::AskAgain(ticket, failure));
             return;
         }
@@ -387,8 +310,8 @@ impl Exchange {
             self.orders.push_back(Order::Settle(ticket, Outcome::Done(status)));
         }
         if hold == Hold::Whole {
-            match self.instead.take() {
-                Some(refusal) if is_unknown_model(&attempt.held) => {
+            match self.doubt.take() {
+                Some(Doubt::Unknown(refusal)) if is_unknown_model(&attempt.held) => {
                     return self.answer(&refusal.answer(self.request.shape()), now);
                 }
                 _ => self.out.append(&mut attempt.held),

@@ -3,6 +3,7 @@
 mod breaking;
 mod events;
 mod failures;
+mod gathering;
 mod harness;
 mod leaving;
 mod own;

@@ -2,9 +2,13 @@
 //!
 //! Plain data, without behaviour.
 
+use super::errand::{Errand, Said};
 use crate::fleet::{BackendId, BackendSpec};
-use crate::route::{Decision, Failure, Outcome, RequestMeta, Share, Ticket};
+use crate::route::{Decision, Echo, Failure, Outcome, RequestMeta, Share, Ticket};
+use crate::time::Instant;
+use alloc::string::String;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::ops::Range;
 
 /// One end of an exchange.
@@ -62,6 +66,8 @@ pub enum Input<'a> {
     ConnectFailed,
     /// The answer to [`Output::Connect`]: there is no descriptor, port or memory for one here.
     NoSocket,
+    /// The answer to [`Output::Gather`]: what each of them came to.
+    Gathered(Vec<Said>),
     /// The process was told to stop.
     Drain(Drain),
     /// A deadline of [`Exchange::poll_timeout`](super::Exchange::poll_timeout) may have passed.
@@ -82,8 +88,16 @@ pub enum Output<'a> {
     AskAgain(Ticket, Failure),
     /// Tell the engine that the answer has begun.
     FirstByte(&'a Ticket),
+    /// Tell the engine that this backend keeps the response of this id.
+    Owns(BackendId, String),
     /// Tell the engine how the ticket ended.
     Settle(Ticket, Outcome),
+    /// Run all these errands side by side, each on a connection of its own, and say
+    /// [`Input::Gathered`] when all have ended or the moment has come. [`Output::Release`] drops
+    /// them.
+    Gather(Vec<Errand>, Instant),
+    /// Tell the engine what became of them.
+    Heard(Vec<Echo>),
     /// Connect to a backend, by an idle connection unless a fresh one is wanted, and say
     /// [`Input::Connected`] or [`Input::ConnectFailed`].
     Connect {

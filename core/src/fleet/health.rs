@@ -128,9 +128,21 @@ impl Health {
             return;
         }
         self.enter(State::Suspect, now);
+        self.overtaken |= self.probing;
+        self.alarm(now);
+    }
+
+    /// Traffic found that what the last probe learned is no longer true.
+    pub(crate) fn changed(&mut self, now: Instant) {
+        if self.state.serves() {
+            self.repeat |= self.probing;
+            self.alarm(now);
+        }
+    }
+
+    fn alarm(&mut self, now: Instant) {
         let at = self.alarm.map_or(now, |last| now.max(last + ALARM_GAP));
         self.alarm = Some(at);
-        self.overtaken |= self.probing;
         self.due = self.due.min(at);
     }
 

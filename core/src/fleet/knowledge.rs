@@ -7,12 +7,13 @@ use super::{Backend, Fleet, Lost, find};
 use crate::fleet::{BackendId, State};
 use crate::time::Instant;
 use crate::wire::probe::ModelCard;
-use alloc::collections::BTreeSet;
+use alloc::borrow::Cow;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cmp::Ordering;
-use log::info;
+use log::{info, warn};
 
 /// The first model of the first upstream that has listed any.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ impl Fleet {
         };
         core::mem::swap(&mut backend.models, &mut cards);
         let former = cards;
+        let mut changed = false;
         let ids = |cards: &[ModelCard]| cards.iter().map(|card| card.id.clone()).collect();
         // vLLM writes `created` and permission ids anew at each call: only names tell a change.
         if !former.iter().map(|card| &card.id).eq(backend.models.iter().map(|card| &card.id)) {
@@ -42,6 +44,7 @@ impl Fleet {
                 self.names.remove(name, id, Lost::Unlisted);
             }
             info!(backend:% = id, models = new.len(); "models changed");
+            changed = true;
         }
         backend.ever_listed = true;
         self.listed.extend(&backend.upstreams);
@@ -49,6 +52,31 @@ impl Fleet {
         let first = backend.models.first().map(|card| card.id.clone());
         if let Some(first) = first {
             self.consider_first(place, &first);
+        }
+        if changed {
+            self.compare_roots(id);
+        }
+    }
+
+    /// One name for different models is a mistake that no request would tell: some would be
+    /// answered by the one, some by the other.
+    fn compare_roots(&self, id: BackendId) {
+        let Some(backend) = self.backend(id) else { return };
+        for card in &backend.models {
+            let others = self.names.holders(&card.id).iter().filter(|&&other| other != id);
+            let others = others.filter_map(|&other| self.backend(other));
+            let mut theirs = others.filter_map(|other| {
+                let same = other.models.iter().find(|theirs| theirs.id == card.id)?;
+                (same.root != card.root).then_some((other.id, same))
+            });
+            if let Some((other, same)) = theirs.next() {
+                warn!(
+                    model = card.id.as_str(), backend:% = id, other:%,
+                    root = card.root.as_deref().unwrap_or_default(),
+                    other_root = same.root.as_deref().unwrap_or_default();
+                    "two backends serve different models by one name"
+                );
+            }
         }
     }
 
@@ -126,14 +154,41 @@ impl Fleet {
     }
 
     /// The cards of all backends that take requests: each name once, base names first, then in
-    /// the order of upstreams, backends and their lists.
-    pub(crate) fn cards(&self) -> Vec<&ModelCard> {
-        let mut seen = BTreeSet::new();
-        let serving = self.serving();
-        let cards = serving.iter().flat_map(|backend| &backend.models);
-        let mut cards: Vec<&ModelCard> = cards.filter(|card| seen.insert(&card.id)).collect();
-        cards.sort_by_key(|card| card.parent.is_some());
+    /// the order of upstreams, backends and their lists. The first card of a name counts, with
+    /// the smallest `max_model_len` of all: a longer prompt is not accepted everywhere.
+    pub(crate) fn cards(&self) -> Vec<Listed<'_>> {
+        let mut places: BTreeMap<&str, usize> = BTreeMap::new();
+        let mut cards: Vec<Listed<'_>> = Vec::new();
+        for card in self.serving().iter().flat_map(|backend| &backend.models) {
+            match places.get(card.id.as_str()) {
+                Some(&place) => {
+                    let listed = &mut cards[place];
+                    listed.length = listed.length.min(card.max_model_len.or(listed.length));
+                }
+                None => {
+                    places.insert(&card.id, cards.len());
+                    cards.push(Listed { card, length: card.max_model_len });
+                }
+            }
+        }
+        cards.sort_by_key(|listed| listed.card.parent.is_some());
         cards
+    }
+
+    /// Whether any backend that takes requests asks for a key.
+    pub(crate) fn any_keyed(&self) -> bool {
+        self.backends.iter().any(|backend| backend.keyed && backend.serves())
+    }
+
+    /// Whether any backend of these upstreams takes requests.
+    pub(crate) fn resolves(&self, upstreams: &[u16]) -> bool {
+        !upstreams.is_empty()
+            && self.backends.iter().any(|backend| backend.is_of(upstreams) && backend.serves())
+    }
+
+    /// Backends were told to load or unload adapters: what the last round learned is old.
+    pub(crate) fn doubt_lists(&mut self) {
+        self.rounds.stale();
     }
 
     /// The lowest version among the backends that take requests; the first of equal ones.
@@ -143,11 +198,47 @@ impl Fleet {
         versions.min_by(|a, b| compare_versions(a, b))
     }
 
+    /// All backends that have not left, in the order of upstreams.
+    pub(crate) fn staying(&self) -> Vec<&Backend> {
+        let mut staying: Vec<&Backend> =
+            self.backends.iter().filter(|backend| !backend.leaving).collect();
+        staying.sort_by_key(|backend| backend.place());
+        staying
+    }
+
+    /// The backends that list a name.
+    pub(crate) fn holders(&self, name: &str) -> &[BackendId] {
+        self.names.holders(name)
+    }
+
     fn serving(&self) -> Vec<&Backend> {
         let mut serving: Vec<&Backend> =
             self.backends.iter().filter(|backend| backend.serves()).collect();
         serving.sort_by_key(|backend| backend.place());
         serving
+    }
+}
+
+/// A card of the merged list.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Listed<'a> {
+    card: &'a ModelCard,
+    /// The smallest of all that list it.
+    length: Option<u64>,
+}
+
+impl<'a> Listed<'a> {
+    pub(crate) fn id(&self) -> &'a str {
+        &self.card.id
+    }
+
+    pub(crate) const fn is_base(&self) -> bool {
+        self.card.parent.is_none()
+    }
+
+    /// As JSON.
+    pub(crate) fn text(&self) -> Cow<'a, str> {
+        self.card.with_length(self.length)
     }
 }
 

@@ -96,7 +96,12 @@ impl Load {
         }
     }
 
-    /// Whether nothing is in hand, for the one question that needs no time.
+    /// Requests in hand, for the one question that needs no time.
+    pub(crate) const fn in_flight(&self) -> u32 {
+        self.in_flight
+    }
+
+    /// Whether nothing is in hand.
     pub(crate) const fn is_idle(&self) -> bool {
         self.in_flight == 0
     }

@@ -8,6 +8,8 @@ mod health;
 mod knowledge;
 mod load;
 mod names;
+mod owners;
+mod rest;
 mod rounds;
 
 pub(crate) use health::{Health, State};
@@ -27,6 +29,8 @@ use core::net::SocketAddr;
 use knowledge::FirstModel;
 use log::{info, warn};
 use names::{Model, Names};
+use owners::Owners;
+use rest::Rest;
 use rounds::Rounds;
 
 /// One vLLM server, for as long as this process lives: numbers are never used twice.
@@ -86,7 +90,12 @@ pub(crate) struct Backend {
     /// Whether it ever listed its models.
     ever_listed: bool,
     version: Option<String>,
+    /// Whether it refuses to list its models to who shows no key.
+    keyed: bool,
+    pub(crate) rest: Rest,
     pub(crate) load: Load,
+    /// What became of the requests it was sent.
+    pub(crate) counts: Counts,
     /// No upstream resolves to it any more: it gets no more requests, and is forgotten once those
     /// it has are settled.
     leaving: bool,
@@ -102,7 +111,10 @@ impl Backend {
             models: Vec::new(),
             ever_listed: false,
             version: None,
+            keyed: false,
+            rest: Rest::default(),
             load: Load::default(),
+            counts: Counts::default(),
             leaving: false,
         }
     }
@@ -110,6 +122,26 @@ impl Backend {
     /// Whether requests may go there.
     pub(crate) fn serves(&self) -> bool {
         !self.leaving && self.health.state().serves()
+    }
+
+    /// Whether it is up beyond doubt.
+    pub(crate) fn is_up(&self) -> bool {
+        self.health.state() == State::Up
+    }
+
+    /// Whether it was told to sleep or to pause, so that others are to be preferred.
+    pub(crate) const fn rests(&self) -> bool {
+        self.rest.is_on()
+    }
+
+    /// Whether it asks for a key.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.keyed
+    }
+
+    /// Whether it belongs to one of these upstreams.
+    pub(crate) fn is_of(&self, upstreams: &[u16]) -> bool {
+        upstreams.iter().any(|upstream| self.upstreams.contains(upstream))
     }
 
     /// Whether it left and has nothing in hand.
@@ -138,6 +170,7 @@ pub(crate) struct Fleet {
     listed: BTreeSet<u16>,
     first_model: Option<FirstModel>,
     discovered: bool,
+    pub(crate) owners: Owners,
     rng: Rng,
     to_probe: VecDeque<BackendId>,
     to_forget: VecDeque<BackendId>,
@@ -162,6 +195,7 @@ impl Fleet {
             listed: BTreeSet::new(),
             first_model: None,
             discovered: false,
+            owners: Owners::default(),
             rng: Rng::new(seed),
             to_probe: VecDeque::new(),
             to_forget: VecDeque::new(),
@@ -250,6 +284,11 @@ impl Fleet {
             if before == State::Down || probe.version.is_some() {
                 backend.version = probe.version;
             }
+            if before == State::Down {
+                backend.rest = Rest::default();
+            }
+            backend.rest.heard(probe.rests);
+            backend.keyed = probe.keyed.unwrap_or(backend.keyed);
             if let Some(cards) = probe.models {
                 self.list(id, cards);
             }
@@ -258,6 +297,24 @@ impl Fleet {
             self.rounds.answered(id, now);
         }
         self.ask(now);
+    }
+
+    /// Traffic found that a backend has changed: it is asked as soon as may be.
+    pub(crate) fn changed(&mut self, id: BackendId, now: Instant) {
+        if let Some(backend) = self.backend_mut(id) {
+            backend.health.changed(now);
+            self.ask(now);
+        }
+    }
+
+    /// All backends, by id.
+    pub(crate) fn backends(&self) -> &[Backend] {
+        &self.backends
+    }
+
+    /// The same, to be changed.
+    pub(crate) fn backends_mut(&mut self) -> &mut [Backend] {
+        &mut self.backends
     }
 
     /// Traffic met a failure of a backend.
@@ -332,8 +389,8 @@ impl Fleet {
 
 impl Backend {
     /// Its base names and aliases, in its order.
-    pub(crate) fn bases(&self) -> impl Iterator<Item = &String> {
-        self.models.iter().filter(|card| card.parent.is_none()).map(|card| &card.id)
+    pub(crate) fn bases(&self) -> impl Iterator<Item = &str> {
+        self.models.iter().filter(|card| card.parent.is_none()).map(|card| card.id.as_str())
     }
 
     /// Logs a change of state.
@@ -342,6 +399,27 @@ impl Backend {
         if state != before {
             info!(backend:% = self.id, address:% = self.spec.address; "{}", state.message());
         }
+    }
+}
+
+/// Counts of what became of requests, since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Answers that passed whole, by the hundreds of their status; others are in the first place.
+    pub(crate) answers: [u64; 6],
+    /// Attempts that failed before anything reached a client.
+    pub(crate) failures: u64,
+    /// Answers that ended as broken.
+    pub(crate) broken: u64,
+    /// Questions to several backends that this one left unanswered.
+    pub(crate) unheard: u64,
+}
+
+impl Counts {
+    pub(crate) fn answered(&mut self, status: u16) {
+        let class = usize::from(status / 100);
+        let place = if class < self.answers.len() { class } else { 0 };
+        self.answers[place] += 1;
     }
 }
 

@@ -36,6 +36,11 @@ impl Rounds {
         self.ended.is_some_and(|ended| now.since(ended) < FRESH)
     }
 
+    /// What was learned may have changed since.
+    pub(crate) fn stale(&mut self) {
+        self.ended = self.ended.map(|_| Instant::START);
+    }
+
     /// Everyone is asked. A round of nobody ends as it begins.
     pub(crate) fn begin(&mut self, everyone: Vec<BackendId>, now: Instant) {
         self.pending = everyone;

@@ -14,11 +14,41 @@ pub(crate) const ATTEMPTS_MAX: usize = 3;
 /// and what one backend answers with 500 or 503 a third will too: one other gets a try.
 const DELIVERIES_MAX: u8 = 2;
 
+/// Among whom a request may choose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Pool {
+    /// Those that list the model.
+    Model(Arc<str>),
+    /// Those of upstreams to which unknown names are forwarded.
+    Resolvers,
+    /// Those that ask for a key.
+    Keyed,
+    /// Those that may keep a stored response: of a model, or all. Asked one after another, in the
+    /// order of their ids, until one answers anything but 404.
+    Search {
+        model: Option<Arc<str>>,
+        /// Who is believed to keep it, and is asked first.
+        owner: Option<BackendId>,
+        /// The lowest id that was not asked yet, that one apart.
+        from: BackendId,
+    },
+}
+
+impl Pool {
+    /// The model, where one is known.
+    pub(crate) fn model(&self) -> Option<&str> {
+        match self {
+            Self::Model(model) | Self::Search { model: Some(model), .. } => Some(model),
+            Self::Search { model: None, .. } | Self::Resolvers | Self::Keyed => None,
+        }
+    }
+}
+
 /// A request while it is with a backend.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) backend: BackendId,
-    pub(crate) model: Arc<str>,
+    pub(crate) pool: Pool,
     pub(crate) work: Work,
     pub(crate) stream: bool,
     pub(crate) retry: Retry,
@@ -51,7 +81,10 @@ impl Held {
             // The request may have been seen through an idle connection that died; vLLM closes
             // those after 5 s, so far more likely nobody read it.
             Failure::Stale if !self.fresh => true,
-            Failure::Connect => true,
+            // Both refused it before they did anything.
+            Failure::Connect | Failure::Unlisted => true,
+            // However many there are: a 404 costs little, and each is asked once.
+            Failure::Elsewhere => return Next::Other,
             // Another backend would need a socket, too.
             Failure::Timeout | Failure::NoSocket => return Next::GiveUp,
             Failure::Stale
@@ -105,7 +138,9 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    use Failure::{Connect, Cut, ErrorEvent, Lost, Nonsense, Stale, Status, Timeout};
+    use Failure::{
+        Connect, Cut, Elsewhere, ErrorEvent, Lost, Nonsense, Stale, Status, Timeout, Unlisted,
+    };
     use Next::{GiveUp, Other, Same};
 
     /// Feeds failures to one request, each `Other` going to a new backend.
@@ -115,7 +150,7 @@ mod tests {
         tried.push(BackendId(0));
         let mut held = Held {
             backend: BackendId(0),
-            model: Arc::from("m"),
+            pool: Pool::Model(Arc::from("m")),
             work: Work::of_prompt(0),
             stream: true,
             retry,
@@ -152,6 +187,10 @@ mod tests {
         &[(Stale, Same), (Connect, Other), (Stale, Same), (Connect, Other), (Stale, Same), (Connect, GiveUp)]
     )]
     #[case::stale_and_lost(&[(Stale, Same), (Lost, Other), (Stale, Same), (Lost, GiveUp)])]
+    #[case::unlisted_was_never_begun(&[(Unlisted, Other), (Lost, Other), (Unlisted, GiveUp)])]
+    #[case::searching_has_no_limit(
+        &[(Elsewhere, Other), (Elsewhere, Other), (Elsewhere, Other), (Elsewhere, Other)]
+    )]
     #[case::stale_once_an_attempt(&[(Stale, Same), (Stale, Other), (Lost, GiveUp)])]
     fn before_the_first_byte(#[case] failures: &[(Failure, Next)]) {
         check(Retry::BeforeFirstByte, failures);
@@ -159,6 +198,8 @@ mod tests {
 
     #[rstest]
     #[case::connect(&[(Connect, Other), (Connect, Other), (Connect, GiveUp)])]
+    #[case::unlisted(&[(Unlisted, Other), (Unlisted, Other), (Unlisted, GiveUp)])]
+    #[case::elsewhere(&[(Elsewhere, Other), (Elsewhere, Other)])]
     #[case::lost(&[(Lost, GiveUp)])]
     #[case::cut(&[(Cut, GiveUp)])]
     #[case::status(&[(Status(503), GiveUp)])]

@@ -6,10 +6,12 @@
 mod held;
 mod pick;
 mod score;
+mod several;
 
-pub(crate) use held::{Held, Next, Tried};
+pub(crate) use held::{Held, Next, Pool, Tried};
 pub use pick::{Candidate, Question, pick};
 pub use score::{Cost, Work, cost};
+pub use several::{Asked, Change, Echo, Gathering, Narrow};
 
 use crate::fleet::{BackendId, BackendSpec};
 use crate::time::{Duration, Instant};
@@ -23,6 +25,14 @@ use alloc::vec::Vec;
 pub enum Who {
     /// A backend that serves the request's model.
     Backend,
+    /// The backend that keeps the response named; whoever it is, if nobody here knows.
+    Owner,
+    /// All backends that take requests; their answers are merged. Nothing changes by it.
+    Each,
+    /// All backends, since it changes something in each: one that is down fails the whole.
+    Every,
+    /// One backend, which the request must name if there are several: what it brings fits one only.
+    Named,
     /// The proxy: 200 while a backend is up, else 503, without a body.
     Health,
     /// The proxy: every model of every backend that is up.
@@ -55,6 +65,16 @@ pub struct RequestMeta<'a> {
     pub retry: Retry,
     /// When the whole request was there.
     pub since: Instant,
+    /// The id of the stored response that it is about or goes on from.
+    pub response: Option<&'a str>,
+    /// The adapter that it is about, where it changes adapters.
+    pub adapter: Option<&'a str>,
+    /// Whether the answer is to tell the proxy's own numbers.
+    pub facts: bool,
+    /// Of several backends, which ones the request means.
+    pub narrow: Option<&'a Narrow>,
+    /// Set if the method is wrong for a route that the proxy answers itself: the one allowed.
+    pub allow: Option<&'static str>,
 }
 
 /// One request's share of the budget of request bodies.
@@ -74,6 +94,8 @@ pub enum Decision {
     Forward(Route),
     /// The proxy answers by itself.
     Answer(Answer),
+    /// Ask these backends, side by side, and merge what they say.
+    Gather(Gathering),
     /// Nobody can take it.
     Refuse(Refusal),
     /// Not known yet (the first round of probes, or a refresh of the model lists, is under way):
@@ -93,12 +115,29 @@ pub struct Route {
     /// Whether an idle connection will not do: the last one was stale, or the request must not
     /// be sent twice.
     pub fresh: bool,
-    /// Set where nobody serves the model, and the default model's backend is asked all the same:
-    /// it may object to something else first, as one vLLM would, or know the name after all. This
-    /// is to be said if it answers that the model does not exist, since it names its own only.
-    pub instead: Option<Refusal>,
+    /// What of its answer is not to be taken at its word.
+    pub doubt: Doubt,
     /// To be given back, by [`Engine::finish`](crate::engine::Engine::finish) or `reroute`.
     pub ticket: Ticket,
+}
+
+/// Which answers of a backend are not the last word.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Doubt {
+    /// None but 500 and 503, where the request may be tried elsewhere.
+    #[default]
+    None,
+    /// 404 that the model does not exist: it was believed to serve it, and another may.
+    Unlisted,
+    /// The same, where nobody serves the model, and the default model's backend is asked all the
+    /// same: it may object to something else first, as one vLLM would, or know the name after all.
+    /// This is to be said instead, since a backend names its own models only.
+    Unknown(Refusal),
+    /// Any 404: another backend may keep the response asked for.
+    Elsewhere,
+    /// All but 401: the backend is only asked whether it accepts the client's key. This is to be
+    /// said instead.
+    Key(Answer),
 }
 
 /// Why a backend was chosen.
@@ -112,6 +151,10 @@ pub enum Reason {
     Turn,
     /// The same one again: an idle connection to it had died.
     Stale,
+    /// It keeps the response that the request is about.
+    Owner,
+    /// Nobody knows who keeps that response, and it is asked in its turn.
+    Search,
 }
 
 impl Reason {
@@ -122,6 +165,8 @@ impl Reason {
             Self::LeastWork => "least-work",
             Self::Turn => "turn",
             Self::Stale => "stale",
+            Self::Owner => "owner",
+            Self::Search => "search",
         }
     }
 }
@@ -179,6 +224,10 @@ pub enum Failure {
     Status(u16),
     /// It answered 200, and the first event of the stream is an error of the server's.
     ErrorEvent,
+    /// It answered that the model does not exist, though it had listed it.
+    Unlisted,
+    /// It answered 404: it does not keep the response asked for.
+    Elsewhere,
     /// It sent nothing for the whole HTTP timeout. Never tried elsewhere.
     Timeout,
 }
@@ -206,6 +255,18 @@ pub enum Refusal {
         /// Every base name served, in the order of `/v1/models`.
         bases: Vec<String>,
     },
+    /// 404: no backend has the address that the request names.
+    UnknownBackend {
+        /// The address asked for.
+        backend: String,
+        /// Every address there is.
+        backends: Vec<String>,
+    },
+    /// 400: the request must name one of these backends.
+    Ambiguous {
+        /// Their addresses.
+        backends: Vec<String>,
+    },
     /// 503: backends of this model are known, and none is up.
     ModelDown {
         /// The name asked for.
@@ -227,7 +288,8 @@ impl Refusal {
     /// The status that tells it.
     pub const fn status(&self) -> u16 {
         match self {
-            Self::UnknownModel { .. } => 404,
+            Self::UnknownModel { .. } | Self::UnknownBackend { .. } => 404,
+            Self::Ambiguous { .. } => 400,
             Self::ModelDown { .. } | Self::Starting | Self::Busy => 503,
             Self::NoAnswer => 502,
             Self::TimedOut => 504,

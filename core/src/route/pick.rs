@@ -12,6 +12,8 @@ use crate::route::score::{Work, cost};
 pub struct Candidate {
     /// Which one.
     pub backend: BackendId,
+    /// How gladly it is given requests; the lower the better, before all else.
+    pub reluctance: u8,
     /// What it has in hand.
     pub in_hand: Standing,
 }
@@ -34,24 +36,33 @@ pub fn pick(
     question: Question,
     candidates: impl Iterator<Item = Candidate>,
 ) -> Option<(BackendId, Reason)> {
-    let mut several = false;
-    let candidates = candidates.enumerate().map(|(at, candidate)| {
-        several |= at > 0;
-        candidate
+    // Those that are chosen among: how reluctant they are, and how many there are.
+    let (mut least, mut among) = (u8::MAX, 0_usize);
+    let candidates = candidates.inspect(|one| {
+        if one.reluctance < least {
+            (least, among) = (one.reluctance, 0);
+        }
+        among += usize::from(one.reluctance == least);
     });
     let chosen = match question.policy {
         Policy::LeastLoad => candidates
-            .map(|one| cost(question.work, question.request, one.backend, one.in_hand))
+            .map(|one| {
+                let cost = cost(question.work, question.request, one.backend, one.in_hand);
+                (one.reluctance, cost)
+            })
             .min()
-            .map(|cost| cost.backend),
+            .map(|(_, cost)| cost.backend),
         // The next after the last one, by id; past the end, the first.
         Policy::RoundRobin => candidates
-            .map(|one| (question.last.is_some_and(|last| one.backend <= last), one.backend))
+            .map(|one| {
+                let turned = question.last.is_some_and(|last| one.backend <= last);
+                (one.reluctance, turned, one.backend)
+            })
             .min()
-            .map(|(_, backend)| backend),
+            .map(|(_, _, backend)| backend),
     };
     let reason = match question.policy {
-        Policy::LeastLoad | Policy::RoundRobin if !several => Reason::Only,
+        Policy::LeastLoad | Policy::RoundRobin if among <= 1 => Reason::Only,
         Policy::LeastLoad => Reason::LeastWork,
         Policy::RoundRobin => Reason::Turn,
     };
@@ -69,12 +80,34 @@ mod tests {
         let question = Question { policy, work, request, last: last.map(BackendId) };
         let candidates = queues.iter().map(|&(id, queued, in_flight)| Candidate {
             backend: BackendId(id),
+            reluctance: 0,
             in_hand: Standing { queued, resident: 0, in_flight },
         });
         let forwards = pick(question, candidates.clone());
         // The order of the candidates never matters.
         assert_eq!(forwards, pick(question, candidates.rev()));
         forwards.expect("there is a candidate").0.0
+    }
+
+    #[rstest]
+    #[case::eager_before_idle(Policy::LeastLoad, &[(0, 2), (1, 1), (2, 1)], 1, Reason::LeastWork)]
+    #[case::the_only_eager_one(Policy::LeastLoad, &[(0, 2), (1, 1)], 1, Reason::Only)]
+    #[case::in_turn(Policy::RoundRobin, &[(0, 0), (1, 1), (2, 0)], 0, Reason::Turn)]
+    fn reluctance_decides_first(
+        #[case] policy: Policy,
+        #[case] candidates: &[(u32, u8)],
+        #[case] chosen: u32,
+        #[case] reason: Reason,
+    ) {
+        let work = Work::of_prompt(400);
+        let question = Question { policy, work, request: 1, last: Some(BackendId(2)) };
+        let candidates = candidates.iter().map(|&(id, reluctance)| Candidate {
+            backend: BackendId(id),
+            reluctance,
+            in_hand: Standing { queued: i64::from(id) * 1_000, resident: 0, in_flight: 0 },
+        });
+        assert_eq!(pick(question, candidates.clone()), Some((BackendId(chosen), reason)));
+        assert_eq!(pick(question, candidates.rev()), Some((BackendId(chosen), reason)));
     }
 
     #[test]
@@ -129,8 +162,9 @@ mod tests {
         let work = Work::of_prompt(0);
         let question = Question { policy, work, request: 0, last: None };
         let in_hand = Standing::default();
-        let all: Vec<_> =
-            (0..count).map(|id| Candidate { backend: BackendId(id), in_hand }).collect();
+        let all: Vec<_> = (0..count)
+            .map(|id| Candidate { backend: BackendId(id), reluctance: 0, in_hand })
+            .collect();
         assert_eq!(pick(question, all.into_iter()).map(|(_, reason)| reason), Some(reason));
     }
 }

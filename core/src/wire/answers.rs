@@ -28,6 +28,8 @@ pub enum Shape {
     Pooling,
     /// `{"type":"error","error":{"type":..,"message":..}}`: the handlers of /v1/messages.
     Anthropic,
+    /// `{"message":..}`: everything below /cohere. vLLM adds an `id` once a request has one.
+    Cohere,
 }
 
 /// A complete answer of our own, without the headers that every answer has.
@@ -74,6 +76,7 @@ impl Answer {
                 let error = AnthropicError { kind: anthropic_type(status), message };
                 render(&Anthropic { kind: "error", error })
             }
+            Shape::Cohere => render(&Cohere { message }),
         };
         Self::json(status, body)
     }
@@ -116,13 +119,13 @@ impl Answer {
     }
 
     /// `/v1/models`, of cards that are compact JSON already.
-    pub fn models<'a>(cards: impl Iterator<Item = &'a str>) -> Self {
+    pub fn models(cards: impl Iterator<Item = impl AsRef<str>>) -> Self {
         let mut body = br#"{"object":"list","data":["#.to_vec();
         for (at, card) in cards.enumerate() {
             if at > 0 {
                 body.push(b',');
             }
-            body.extend_from_slice(card.as_bytes());
+            body.extend_from_slice(card.as_ref().as_bytes());
         }
         body.extend_from_slice(b"]}");
         Self::json(200, body)
@@ -136,6 +139,19 @@ impl Answer {
     pub(crate) fn refusal(refusal: &Refusal, shape: Shape) -> Self {
         let (message, retry_after): (Cow<'_, str>, _) = match refusal {
             Refusal::UnknownModel { model, bases } => return unknown_model(model, bases, shape),
+            Refusal::UnknownBackend { backend, backends } => {
+                let known = backends.join(", ");
+                (format!("There is no backend `{backend}`. Backends: {known}.").into(), None)
+            }
+            Refusal::Ambiguous { backends } => (
+                format!(
+                    "This request is for one backend only. Name it by the query parameter \
+                     `backend` or the header `x-vllm-proxy-backend`. Backends: {}.",
+                    backends.join(", ")
+                )
+                .into(),
+                None,
+            ),
             Refusal::ModelDown { model } => (
                 format!("No backend of the model `{model}` is up. Please try again later.").into(),
                 Some(RETRY_DOWN),
@@ -204,6 +220,11 @@ struct OpenAiError<'a> {
     kind: &'a str,
     param: Option<&'a str>,
     code: u16,
+}
+
+#[derive(Serialize)]
+struct Cohere<'a> {
+    message: &'a str,
 }
 
 #[derive(Serialize)]
@@ -326,6 +347,10 @@ mod tests {
     #[case::openai(O, r#"{"error":{"message":"The model `x` does not exist. Valid aliases: a, b/c.","type":"NotFoundError","param":"model","code":404}}"#)]
     #[case::pooling(P, r#"{"error":{"message":"The model `x` does not exist.","type":"NotFoundError","param":null,"code":404}}"#)]
     #[case::anthropic(A, r#"{"type":"error","error":{"type":"not_found_error","message":"The model `x` does not exist. Valid aliases: a, b/c."}}"#)]
+    #[case::cohere(
+        Shape::Cohere,
+        r#"{"message":"The model `x` does not exist. Valid aliases: a, b/c."}"#
+    )]
     fn an_unknown_model(#[case] shape: Shape, #[case] expected: &str) {
         let answer = unknown("x", &["a", "b/c"]).answer(shape);
         assert_eq!((answer.status, answer.retry_after), (404, None));
@@ -400,7 +425,7 @@ mod tests {
     #[case::method(Answer::method_not_allowed("GET"), r#"{"detail":"Method Not Allowed"}"#)]
     #[case::version(Answer::version("0.33.0+\"x\""), r#"{"version":"0.33.0+\"x\""}"#)]
     #[case::models(Answer::models([r#"{"id":"a"}"#, r#"{"id":"b"}"#].into_iter()), r#"{"object":"list","data":[{"id":"a"},{"id":"b"}]}"#)]
-    #[case::no_models(Answer::models(core::iter::empty()), r#"{"object":"list","data":[]}"#)]
+    #[case::no_models(Answer::models(core::iter::empty::<&str>()), r#"{"object":"list","data":[]}"#)]
     fn bodies(#[case] answer: Answer, #[case] expected: &str) {
         assert_eq!(text(&answer), expected);
         assert_eq!(answer.content_type, Some("application/json"));

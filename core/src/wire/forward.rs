@@ -30,6 +30,27 @@ pub fn line(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// The value of the first header of this name, in lower case.
+pub fn header<'a>(headers: &[Header<'a>], name: &str) -> Option<&'a [u8]> {
+    headers.iter().find(|header| header.name.eq_ignore_ascii_case(name)).map(|header| header.value)
+}
+
+/// Appends the header lines of a question of our own in a client's name: its headers, as
+/// [`request_headers`] made them, but our own wish about the form of the answer, and no body.
+pub fn question_headers(out: &mut Vec<u8>, headers: &[u8], accept: &str) {
+    const REPLACED: [&[u8]; 5] =
+        [b"accept", b"accept-encoding", b"content-length", b"content-type", b"transfer-encoding"];
+    for field in headers.split_inclusive(|&byte| byte == b'\n') {
+        let name = field.split(|&byte| byte == b':').next().unwrap_or_default();
+        let replaced = REPLACED.iter().any(|replaced| name.eq_ignore_ascii_case(replaced));
+        if !replaced && field != b"\r\n" {
+            out.extend_from_slice(field);
+        }
+    }
+    line(out, "accept", accept.as_bytes());
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Whether a header belongs to one connection only.
 fn is_hop(name: &str) -> bool {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
@@ -469,6 +490,18 @@ mod tests {
         parse_response(bytes, false, |head| response(&mut out, &head, framing, close, false))
             .expect("valid");
         assert_eq!(out.escape_ascii().to_string().replace("\\r\\n", "|"), expected);
+    }
+
+    #[test]
+    fn a_question_keeps_who_asks_and_not_how() {
+        let mut out = Vec::new();
+        let headers =
+            b"Host: h\r\nAccept-Encoding: gzip\r\nACCEPT: a/b\r\nauthorization: Bearer k\r\n\
+            content-length: 3\r\nAccepts: x\r\n\r\n";
+        question_headers(&mut out, headers, "text/plain");
+        let expected =
+            "Host: h\r\nauthorization: Bearer k\r\nAccepts: x\r\naccept: text/plain\r\n\r\n";
+        assert_eq!(out, expected.as_bytes());
     }
 
     #[rstest]

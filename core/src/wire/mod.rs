@@ -2,6 +2,7 @@
 
 pub mod answers;
 pub mod body;
+pub mod facts;
 pub mod form;
 pub mod forward;
 pub mod head;
@@ -11,4 +12,5 @@ pub mod probe;
 pub mod response_id;
 pub mod routes;
 pub mod scan;
+pub mod target;
 pub mod websocket;

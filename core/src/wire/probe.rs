@@ -3,7 +3,9 @@
 //! Knows their JSON; does not know who asks, or what follows. Backends are not trusted: what they
 //! list is bounded, and what does not look like a card is left out.
 
-use alloc::borrow::ToOwned;
+use alloc::borrow::{Cow, ToOwned};
+use alloc::collections::BTreeMap;
+use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::Deserialize;
@@ -24,17 +26,44 @@ pub struct Probe {
     pub models: Option<Vec<ModelCard>>,
     /// `GET /version`, if it was asked and answered.
     pub version: Option<String>,
+    /// Whether `GET /v1/models` without a key was 401; `None` if that was not answered.
+    pub keyed: Option<bool>,
+    /// Whether it sleeps or is paused, if it was asked and answered.
+    pub rests: Option<bool>,
 }
 
 /// One card of `/v1/models`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelCard {
     /// The name that requests use.
     pub id: String,
     /// The base model's name, for a LoRA adapter; `None` for a base name or alias.
     pub parent: Option<String>,
+    /// Where its weights are from: the same for all aliases of a model; an adapter's path.
+    pub root: Option<String>,
+    /// The longest context, in tokens; vLLM says none for adapters.
+    pub max_model_len: Option<u64>,
     /// The card as the backend wrote it, compact JSON.
     pub raw: String,
+}
+
+impl ModelCard {
+    /// The card as JSON, with this for its `max_model_len`.
+    pub fn with_length(&self, length: Option<u64>) -> Cow<'_, str> {
+        let Some(length) = length.filter(|_| length != self.max_model_len) else {
+            return Cow::Borrowed(&self.raw);
+        };
+        let Some(found) = Card::of(&self.raw).and_then(|card| card.max_model_len) else {
+            return Cow::Borrowed(&self.raw);
+        };
+        // serde lends the value as a part of the text.
+        let start = (found.get().as_ptr() as usize).wrapping_sub(self.raw.as_ptr() as usize);
+        let end = start.saturating_add(found.get().len());
+        match (self.raw.get(..start), self.raw.get(end..)) {
+            (Some(before), Some(after)) => Cow::Owned(format!("{before}{length}{after}")),
+            _ => Cow::Borrowed(&self.raw),
+        }
+    }
 }
 
 /// Why a probe brought nothing.
@@ -59,19 +88,42 @@ pub fn parse_models(body: &[u8]) -> Option<Vec<ModelCard>> {
     Some(list.data.into_iter().filter_map(card).take(CARDS_MAX).collect())
 }
 
-fn card(raw: &RawValue) -> Option<ModelCard> {
-    #[derive(Deserialize)]
-    struct Card<'a> {
-        id: String,
-        #[serde(borrow, default)]
-        parent: Option<&'a RawValue>,
+#[derive(Deserialize)]
+struct Card<'a> {
+    id: String,
+    #[serde(borrow, default)]
+    parent: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    root: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    max_model_len: Option<&'a RawValue>,
+}
+
+impl<'a> Card<'a> {
+    fn of(raw: &'a str) -> Option<Self> {
+        object(raw.as_bytes())?;
+        serde_json::from_str(raw).ok()
     }
+}
+
+fn card(raw: &RawValue) -> Option<ModelCard> {
     let raw = raw.get();
-    object(raw.as_bytes())?;
-    let card: Card<'_> = serde_json::from_str(raw).ok()?;
-    let parent = card.parent.and_then(|parent| serde_json::from_str(parent.get()).ok());
+    let card = Card::of(raw)?;
+    let text = |field: Option<&RawValue>| {
+        let text: Option<String> = serde_json::from_str(field?.get()).ok();
+        text.filter(|text| text.len() <= NAME_BYTES_MAX)
+    };
+    let (parent, root) = (text(card.parent), text(card.root));
+    let max_model_len =
+        card.max_model_len.and_then(|length| serde_json::from_str(length.get()).ok());
     let named = !card.id.is_empty() && card.id.len() <= NAME_BYTES_MAX;
-    named.then(|| ModelCard { id: card.id, parent, raw: raw.to_owned() })
+    named.then(|| ModelCard { id: card.id, parent, root, max_model_len, raw: raw.to_owned() })
+}
+
+/// A boolean field of a JSON object.
+pub fn parse_flag(body: &[u8], field: &str) -> Option<bool> {
+    let fields: BTreeMap<String, &RawValue> = serde_json::from_slice(object(body)?).ok()?;
+    serde_json::from_str(fields.get(field)?.get()).ok()
 }
 
 /// The same text, if it can be a JSON object: serde reads structs from arrays as well.
@@ -137,6 +189,39 @@ mod tests {
         let deep = format!(r#"{{"data":[{}{}]}}"#, "[".repeat(1 << 20), "]".repeat(1 << 20));
         assert_eq!(parse_models(deep.as_bytes()).map(|cards| cards.len()), Some(0));
         assert_eq!(parse_models(b"{\"data\":[{\"id\":\"\xff\"}]}"), None);
+    }
+
+    #[rstest]
+    #[case::in_the_middle(
+        r#"{"id":"a","max_model_len":100, "z":1}"#,
+        Some(7),
+        r#"{"id":"a","max_model_len":7, "z":1}"#
+    )]
+    #[case::alike(
+        r#"{"id":"a","max_model_len" : 100}"#,
+        Some(100),
+        r#"{"id":"a","max_model_len" : 100}"#
+    )]
+    #[case::unknown(r#"{"id":"a","max_model_len":100}"#, None, r#"{"id":"a","max_model_len":100}"#)]
+    #[case::none_to_replace(r#"{"id":"max_model_len"}"#, Some(7), r#"{"id":"max_model_len"}"#)]
+    fn the_length_of_a_card_can_be_another(
+        #[case] raw: &str,
+        #[case] length: Option<u64>,
+        #[case] expected: &str,
+    ) {
+        let list = format!(r#"{{"data":[{raw}]}}"#);
+        let cards = parse_models(list.as_bytes()).expect("a list");
+        assert_eq!(cards[0].with_length(length), expected);
+    }
+
+    #[rstest]
+    #[case::on(r#"{"is_sleeping":true}"#, Some(true))]
+    #[case::off(r#"{"x":[1],"is_sleeping":false}"#, Some(false))]
+    #[case::text(r#"{"is_sleeping":"true"}"#, None)]
+    #[case::missing(r#"{"detail":"Not Found"}"#, None)]
+    #[case::no_json("true", None)]
+    fn flags(#[case] body: &str, #[case] expected: Option<bool>) {
+        assert_eq!(parse_flag(body.as_bytes(), "is_sleeping"), expected);
     }
 
     #[rstest]

@@ -3,22 +3,33 @@
 //! Knows paths and methods; knows nothing of backends. What is not in the table goes to a backend
 //! as it is, by the model that its JSON body names, else to the default model's.
 
-use crate::route::{Retry, Who};
+use crate::route::{Change, Retry, Who};
 use crate::wire::answers::Shape;
-use alloc::borrow::Cow;
-use alloc::vec::Vec;
+use crate::wire::merge::Failures::{Fail, LeaveOut};
+use crate::wire::merge::Merge;
+use crate::wire::target::path;
+use alloc::borrow::ToOwned;
+use alloc::string::String;
 
 /// What is known of a request from its method and path alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
+    /// Where the model is.
+    pub model: ModelAt,
     /// Who answers.
     pub who: Who,
+    /// How several answers become one, where several are asked.
+    pub merge: Merge,
+    /// What it changes in a backend that answers it with success.
+    pub change: Option<Change>,
     /// When it may be tried elsewhere.
     pub retry: Retry,
     /// How our own errors look on this route.
     pub shape: Shape,
-    /// `Some` if the proxy has to refuse the method: it answers 405 with this `allow`, and asks
-    /// nobody. `None` otherwise: [`who`](Self::who) answers, and judges the method.
+    /// What it is about, besides a model.
+    pub about: About,
+    /// `Some` if the method is wrong for a route that the proxy answers itself: the `allow` of its
+    /// 405. `None` otherwise: [`who`](Self::who) answers, and judges the method.
     pub allow: Option<&'static str>,
 }
 
@@ -26,127 +37,230 @@ impl Rule {
     /// The same for a request that would switch to a websocket. vLLM looks for it in a table of its
     /// own, and says 403 of every path that is not there. It has effects that nobody knows.
     pub const fn of_websocket(self) -> Self {
-        Self { who: Who::Backend, retry: Retry::Never, shape: self.shape, allow: None }
+        Self { shape: self.shape, model: self.model, ..ONCE }
     }
 }
 
+/// Where a request names its model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelAt {
+    /// In the field `model` of its JSON body, if it has one.
+    Json,
+    /// The same, unless the header `X-Amzn-SageMaker-Adapter-Identifier` names it: vLLM writes
+    /// that into the body.
+    JsonOrHeader,
+    /// In the field `model` of its form, which may stand behind a file.
+    Form,
+    /// In an event of its websocket.
+    Event,
+    /// Nowhere.
+    Nowhere,
+}
+
+/// What a request is about, besides a model. It is named in the place of `{}` in the path if there
+/// is one, else by a field of the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// Nothing.
+    Nothing,
+    /// A stored response, or the one that it goes on from: field `previous_response_id`.
+    Response,
+    /// An adapter: field `lora_name`.
+    Adapter,
+}
+
+const BASE: Rule = Rule {
+    model: ModelAt::Json,
+    who: Who::Backend,
+    merge: Merge::Same,
+    change: None,
+    retry: Retry::BeforeFirstByte,
+    shape: Shape::OpenAi,
+    about: About::Nothing,
+    allow: None,
+};
 /// Inference with OpenAI's errors; tokenizing and rendering, too.
-const OPENAI: Rule = infer(Shape::OpenAi);
-const POOLING: Rule = infer(Shape::Pooling);
-const ANTHROPIC: Rule = infer(Shape::Anthropic);
+const OPENAI: Rule = BASE;
+const POOLING: Rule = Rule { shape: Shape::Pooling, ..BASE };
+const ANTHROPIC: Rule = Rule { shape: Shape::Anthropic, ..BASE };
+const COHERE: Rule = Rule { shape: Shape::Cohere, ..BASE };
+const AUDIO: Rule = Rule { model: ModelAt::Form, ..BASE };
+const SAGEMAKER: Rule = Rule { model: ModelAt::JsonOrHeader, ..BASE };
 /// A request that is not in the table, or a session: one try, unless nothing of it was sent.
-const ONCE: Rule = Rule { retry: Retry::Never, ..OPENAI };
+const ONCE: Rule = Rule { retry: Retry::Never, ..BASE };
+const REALTIME: Rule = Rule { model: ModelAt::Event, ..ONCE };
+const RESPONSES: Rule = Rule { about: About::Response, ..BASE };
+const STORED: Rule = Rule { model: ModelAt::Nowhere, who: Who::Owner, ..RESPONSES };
+const CANCEL: Rule = Rule { retry: Retry::Never, ..STORED };
 const HEALTH: Rule = own(Who::Health);
 const MODELS: Rule = own(Who::Models);
 const VERSION: Rule = own(Who::Version);
+const LOADS: Rule = every(Merge::LoadLora, Some(Change::Adapters));
+const UNLOADS: Rule =
+    Rule { about: About::Adapter, ..every(Merge::UnloadLora, Some(Change::Adapters)) };
+/// Whose payload fits one backend only: ranks, ports, offsets.
+const ONE_NAMED: Rule = Rule { who: Who::Named, ..every(Merge::Same, None) };
 
-/// Every route that is not treated as its method says, see [`find`]. The model is in the body of
-/// all that go to a backend, the realtime websocket and audio forms excepted.
+/// Every route that is not treated as its method says, see [`find`]. `{}` stands for one segment
+/// of a path, `*` for the rest of it.
 ///
-/// Routes that change a server (`/sleep`, `/v1/load_lora_adapter`, `/collective_rpc` and so on) are
-/// not here: any POST may be one, plugins add more.
+/// Who answers: **a backend** of the model that the body names (or the form, or a header), else of
+/// the default model; the **owner** of a stored response; **each** backend that is up, merged;
+/// **every** backend, merged, a failure of one failing the whole; **one named** by the request;
+/// the **proxy** by itself.
 #[rustfmt::skip]
 const TABLE: &[(&str, &str, Rule)] = &[
-    // Text generation
-    ("POST", "/v1/chat/completions",          OPENAI),
-    ("POST", "/v1/chat/completions/batch",    OPENAI),
-    ("POST", "/v1/completions",               OPENAI),
-    ("POST", "/v1/responses",                 OPENAI),
-    ("POST", "/v1/messages",                  ANTHROPIC),
-    ("POST", "/v1/messages/count_tokens",     ANTHROPIC),
-    ("POST", "/cohere/v2/chat",               OPENAI),
-    ("POST", "/cohere/v2/chat/render",        OPENAI),
-    ("POST", "/generative_scoring",           OPENAI),
-    ("POST", "/v1/decisions",                 OPENAI),
-    ("POST", "/v1/systemone",                 OPENAI),
-    ("POST", "/invocations",                  OPENAI),
-    // Pooling
-    ("POST", "/v1/embeddings",                POOLING),
-    ("POST", "/v2/embed",                     POOLING),
-    ("POST", "/pooling",                      POOLING),
-    ("POST", "/classify",                     POOLING),
-    ("POST", "/score",                        POOLING),
-    ("POST", "/v1/score",                     POOLING),
-    ("POST", "/rerank",                       POOLING),
-    ("POST", "/v1/rerank",                    POOLING),
-    ("POST", "/v2/rerank",                    POOLING),
-    // Audio
-    ("POST", "/v1/audio/transcriptions",      OPENAI),
-    ("POST", "/v1/audio/translations",        OPENAI),
-    ("GET",  "/v1/realtime",                  ONCE),
-    // Tokenizer, tokens in and out, rendering
-    ("POST", "/tokenize",                     OPENAI),
-    ("POST", "/detokenize",                   OPENAI),
-    ("POST", "/inference/v1/generate",        OPENAI),
-    ("POST", "/inference/v1/abort_requests",  OPENAI),
-    ("POST", "/v1/chat/completions/render",   OPENAI),
-    ("POST", "/v1/completions/render",        OPENAI),
-    ("POST", "/v1/messages/render",           OPENAI),
-    ("POST", "/v1/responses/render",          OPENAI),
-    ("POST", "/v1/chat/completions/derender", OPENAI),
-    ("POST", "/v1/completions/derender",      OPENAI),
-    // What the proxy answers itself. Where a path has two methods, vLLM's 405 names only the first.
-    ("GET",  "/health",                       HEALTH),
-    ("GET",  "/ping",                         HEALTH),
-    ("POST", "/ping",                         HEALTH),
-    ("GET",  "/version",                      VERSION),
-    ("GET",  "/v1/models",                    MODELS),
+    // Text generation: a backend
+    ("POST", "/v1/chat/completions",             OPENAI),
+    ("POST", "/v1/chat/completions/batch",       OPENAI),
+    ("POST", "/v1/completions",                  OPENAI),
+    ("POST", "/v1/messages",                     ANTHROPIC),
+    ("POST", "/v1/messages/count_tokens",        ANTHROPIC),
+    ("POST", "/cohere/v2/chat",                  COHERE),
+    ("POST", "/cohere/v2/chat/render",           COHERE),
+    ("POST", "/generative_scoring",              OPENAI),
+    ("POST", "/v1/decisions",                    OPENAI),
+    ("POST", "/v1/systemone",                    OPENAI),
+    ("POST", "/invocations",                     SAGEMAKER),
+    // Responses: a backend, or the owner of the one that it goes on from
+    ("POST", "/v1/responses",                    RESPONSES),
+    ("GET",  "/v1/responses/{}",                 STORED),
+    ("POST", "/v1/responses/{}/cancel",          CANCEL),
+    // Pooling: a backend
+    ("POST", "/v1/embeddings",                   POOLING),
+    ("POST", "/v2/embed",                        POOLING),
+    ("POST", "/pooling",                         POOLING),
+    ("POST", "/classify",                        POOLING),
+    ("POST", "/score",                           POOLING),
+    ("POST", "/v1/score",                        POOLING),
+    ("POST", "/rerank",                          POOLING),
+    ("POST", "/v1/rerank",                       POOLING),
+    ("POST", "/v2/rerank",                       POOLING),
+    // Audio: a backend
+    ("POST", "/v1/audio/transcriptions",         AUDIO),
+    ("POST", "/v1/audio/translations",           AUDIO),
+    ("GET",  "/v1/realtime",                     REALTIME),
+    // Tokenizer, tokens in and out, rendering: a backend
+    ("POST", "/tokenize",                        OPENAI),
+    ("POST", "/detokenize",                      OPENAI),
+    ("POST", "/inference/v1/generate",           OPENAI),
+    ("POST", "/v1/chat/completions/render",      OPENAI),
+    ("POST", "/v1/completions/render",           OPENAI),
+    ("POST", "/v1/messages/render",              OPENAI),
+    ("POST", "/v1/responses/render",             OPENAI),
+    ("POST", "/v1/chat/completions/derender",    OPENAI),
+    ("POST", "/v1/completions/derender",         OPENAI),
+    // The proxy. Where a path has two methods, vLLM's 405 names only the first.
+    ("GET",  "/health",                          HEALTH),
+    ("GET",  "/ping",                            HEALTH),
+    ("POST", "/ping",                            HEALTH),
+    ("GET",  "/version",                         VERSION),
+    ("GET",  "/v1/models",                       MODELS),
+    // Numbers and states: each
+    ("GET",  "/metrics",                         each(Merge::Metrics)),
+    ("GET",  "/metrics/*",                       each(Merge::Metrics)),
+    ("HEAD", "/metrics",                         each(Merge::Metrics)),
+    ("HEAD", "/metrics/*",                       each(Merge::Metrics)),
+    ("GET",  "/load",                            each(Merge::Sum("server_load", LeaveOut))),
+    ("GET",  "/kv_event_sources",                each(Merge::Ranks)),
+    ("GET",  "/is_sleeping",                     each(Merge::Or("is_sleeping"))),
+    ("GET",  "/is_paused",                       each(Merge::Or("is_paused"))),
+    ("POST", "/is_scaling_elastic_ep",           each(Merge::Or("is_scaling_elastic_ep"))),
+    ("GET",  "/get_world_size",                  each(Merge::Sum("world_size", Fail))),
+    ("GET",  "/weight_info",                     each(Merge::Compare)),
+    // Adapters: every
+    ("POST", "/v1/load_lora_adapter",            LOADS),
+    ("POST", "/v1/unload_lora_adapter",          UNLOADS),
+    ("POST", "/adapters",                        LOADS),
+    ("DELETE", "/adapters/{}",                   UNLOADS),
+    // Administration: every
+    ("POST", "/inference/v1/abort_requests",     every(Merge::Same, None)),
+    ("POST", "/abort_requests",                  every(Merge::Sum("aborted", Fail), None)),
+    ("POST", "/start_profile",                   every(Merge::Same, None)),
+    ("POST", "/stop_profile",                    every(Merge::Same, None)),
+    ("POST", "/sleep",                           every(Merge::Same, Some(Change::Rest))),
+    ("POST", "/wake_up",                         every(Merge::Awake, Some(Change::Rest))),
+    ("POST", "/pause",                           every(Merge::Same, Some(Change::Rest))),
+    ("POST", "/resume",                          every(Merge::Same, Some(Change::Rest))),
+    ("POST", "/reset_prefix_cache",              every(Merge::And("success"), Some(Change::Cache))),
+    ("POST", "/reset_mm_cache",                  every(Merge::Same, None)),
+    ("POST", "/reset_encoder_cache",             every(Merge::Same, None)),
+    ("POST", "/release_kv_cache_memory",         every(Merge::Same, Some(Change::Cache))),
+    ("POST", "/collective_rpc",                  every(Merge::Concat("results"), None)),
+    ("POST", "/start_weight_update",             every(Merge::Same, Some(Change::Weights))),
+    ("POST", "/start_draft_weight_update",       every(Merge::Same, Some(Change::Weights))),
+    ("POST", "/finish_weight_update",            every(Merge::Same, Some(Change::Weights))),
+    ("POST", "/update_weight_version",           every(Merge::Same, Some(Change::Weights))),
+    ("POST", "/shutdown_weight_transfer_engine", every(Merge::Same, None)),
+    ("POST", "/weight_checker",                  every(Merge::Compare, None)),
+    // Administration: one named
+    ("POST", "/init_weight_transfer_engine",     ONE_NAMED),
+    ("POST", "/update_weights",                  Rule { change: Some(Change::Weights), ..ONE_NAMED }),
+    ("POST", "/scale_elastic_ep",                ONE_NAMED),
+    ("POST", "/fault_tolerance/apply",           ONE_NAMED),
+    ("GET",  "/fault_tolerance/status",          ONE_NAMED),
 ];
 
-const fn infer(shape: Shape) -> Rule {
-    Rule { who: Who::Backend, retry: Retry::BeforeFirstByte, shape, allow: None }
+const fn own(who: Who) -> Rule {
+    Rule { model: ModelAt::Nowhere, who, ..BASE }
 }
 
-const fn own(who: Who) -> Rule {
-    Rule { who, ..OPENAI }
+const fn each(merge: Merge) -> Rule {
+    Rule { merge, ..own(Who::Each) }
+}
+
+const fn every(merge: Merge, change: Option<Change>) -> Rule {
+    Rule { merge, change, retry: Retry::Never, ..own(Who::Every) }
+}
+
+/// A rule, and what the variable part of its path says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// How the request is treated.
+    pub rule: Rule,
+    /// What stands in the place of `{}`, decoded; `None` if that is no text.
+    pub name: Option<String>,
 }
 
 /// The rule for a method and a request target in origin form, as it was sent.
 ///
 /// uvicorn decodes the path before it is matched, `%2F` too, but nothing is made of double or
 /// trailing slashes: vLLM itself answers these, by 404 or a redirect.
-pub fn find(method: &str, target: &[u8]) -> Rule {
-    let end = target.iter().position(|byte| matches!(byte, b'?' | b'#')).unwrap_or(target.len());
-    let path = decode(target.get(..end).unwrap_or_default());
+pub fn find(method: &str, target: &[u8]) -> Found {
+    let path = path(target);
     let mut refusal = None;
-    for (allowed, known, rule) in TABLE {
-        if known.as_bytes() != &*path {
-            continue;
-        }
+    for (allowed, pattern, rule) in TABLE {
+        let Some(name) = matches(pattern.as_bytes(), &path) else { continue };
         if *allowed == method {
-            return *rule;
+            let name = core::str::from_utf8(name).ok().filter(|name| !name.is_empty());
+            let name = name.filter(|_| rule.about != About::Nothing).map(ToOwned::to_owned);
+            return Found { rule: *rule, name };
         }
+        let own = matches!(rule.who, Who::Health | Who::Models | Who::Version);
         // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`.
-        if rule.who != Who::Backend && refusal.is_none() && method != "OPTIONS" {
+        if own && refusal.is_none() && method != "OPTIONS" {
             refusal = Some(Rule { allow: Some(allowed), ..*rule });
         }
     }
-    refusal.unwrap_or(match method {
+    let rule = refusal.unwrap_or(match method {
         "GET" | "HEAD" | "OPTIONS" => OPENAI,
         // It may change the server.
         _ => ONCE,
-    })
+    });
+    Found { rule, name: None }
 }
 
-/// As Python's `unquote`: what is no escape stays as it is.
-fn decode(path: &[u8]) -> Cow<'_, [u8]> {
-    if !path.contains(&b'%') {
-        return Cow::Borrowed(path);
-    }
-    let digit = |at: usize| path.get(at).and_then(|byte| char::from(*byte).to_digit(16));
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut at = 0;
-    while let Some(&byte) = path.get(at) {
-        let escaped = if byte == b'%' { digit(at + 1).zip(digit(at + 2)) } else { None };
-        if let Some((high, low)) = escaped {
-            decoded.push((high * 16 + low) as u8);
-            at += 3;
-        } else {
-            decoded.push(byte);
-            at += 1;
-        }
-    }
-    Cow::Owned(decoded)
+/// Whether a path is as the pattern says, and what stands in its variable place.
+fn matches<'a>(pattern: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
+    let Some(place) = pattern.iter().position(|byte| matches!(byte, b'{' | b'*')) else {
+        return (pattern == path).then_some(&[]);
+    };
+    let (before, rest) = pattern.split_at(place);
+    let found = path.strip_prefix(before)?;
+    let Some(behind) = rest.strip_prefix(b"{}") else { return Some(found) };
+    let segment = found.iter().position(|&byte| byte == b'/').unwrap_or(found.len());
+    let (segment, more) = found.split_at(segment);
+    (!segment.is_empty() && more == behind).then_some(segment)
 }
 
 #[cfg(test)]
@@ -162,13 +276,13 @@ mod tests {
     #[case::chat("POST /v1/chat/completions", OPENAI)]
     #[case::chat_batch("POST /v1/chat/completions/batch", OPENAI)]
     #[case::completions("POST /v1/completions", OPENAI)]
-    #[case::responses("POST /v1/responses", OPENAI)]
-    #[case::response("GET /v1/responses/resp_1?stream=true", READ)]
-    #[case::response_cancel("POST /v1/responses/resp_1/cancel", ONCE)]
+    #[case::responses("POST /v1/responses", RESPONSES)]
+    #[case::response("GET /v1/responses/resp_1?stream=true", STORED)]
+    #[case::response_cancel("POST /v1/responses/resp_1/cancel", CANCEL)]
     #[case::messages("POST /v1/messages", ANTHROPIC)]
     #[case::count_tokens("POST /v1/messages/count_tokens", ANTHROPIC)]
-    #[case::cohere("POST /cohere/v2/chat", OPENAI)]
-    #[case::cohere_render("POST /cohere/v2/chat/render", OPENAI)]
+    #[case::cohere("POST /cohere/v2/chat", COHERE)]
+    #[case::cohere_render("POST /cohere/v2/chat/render", COHERE)]
     #[case::generative_scoring("POST /generative_scoring", OPENAI)]
     #[case::decisions("POST /v1/decisions", OPENAI)]
     #[case::systemone("POST /v1/systemone", OPENAI)]
@@ -181,20 +295,20 @@ mod tests {
     #[case::rerank("POST /rerank", POOLING)]
     #[case::rerank_v1("POST /v1/rerank", POOLING)]
     #[case::rerank_v2("POST /v2/rerank", POOLING)]
-    #[case::transcriptions("POST /v1/audio/transcriptions", OPENAI)]
-    #[case::translations("POST /v1/audio/translations", OPENAI)]
-    #[case::realtime("GET /v1/realtime", ONCE)]
+    #[case::transcriptions("POST /v1/audio/transcriptions", AUDIO)]
+    #[case::translations("POST /v1/audio/translations", AUDIO)]
+    #[case::realtime("GET /v1/realtime", REALTIME)]
     #[case::tokenize("POST /tokenize", OPENAI)]
     #[case::detokenize("POST /detokenize", OPENAI)]
     #[case::tokenizer_info("GET /tokenizer_info", READ)]
     #[case::models("GET /v1/models", MODELS)]
     #[case::model("GET /v1/models/some", READ)]
-    #[case::load_lora("POST /v1/load_lora_adapter", ONCE)]
-    #[case::unload_lora("POST /v1/unload_lora_adapter", ONCE)]
-    #[case::adapters("POST /adapters", ONCE)]
-    #[case::adapter("DELETE /adapters/some", ONCE)]
+    #[case::load_lora("POST /v1/load_lora_adapter", LOADS)]
+    #[case::unload_lora("POST /v1/unload_lora_adapter", UNLOADS)]
+    #[case::adapters("POST /adapters", LOADS)]
+    #[case::adapter("DELETE /adapters/some", UNLOADS)]
     #[case::generate("POST /inference/v1/generate", OPENAI)]
-    #[case::abort("POST /inference/v1/abort_requests", OPENAI)]
+    #[case::abort("POST /inference/v1/abort_requests", every(Merge::Same, None))]
     #[case::chat_render("POST /v1/chat/completions/render", OPENAI)]
     #[case::completions_render("POST /v1/completions/render", OPENAI)]
     #[case::messages_render("POST /v1/messages/render", OPENAI)]
@@ -203,47 +317,56 @@ mod tests {
     #[case::completions_derender("POST /v1/completions/derender", OPENAI)]
     #[case::ping("GET /ping", HEALTH)]
     #[case::ping_post("POST /ping", HEALTH)]
-    #[case::invocations("POST /invocations", OPENAI)]
+    #[case::invocations("POST /invocations", SAGEMAKER)]
     #[case::health("GET /health", HEALTH)]
-    #[case::metrics("GET /metrics", READ)]
-    #[case::metrics_below("GET /metrics/anything", READ)]
-    #[case::load("GET /load", READ)]
+    #[case::metrics("GET /metrics", each(Merge::Metrics))]
+    #[case::metrics_below("GET /metrics/any/thing", each(Merge::Metrics))]
+    #[case::load("GET /load", each(Merge::Sum("server_load", LeaveOut)))]
     #[case::version("GET /version", VERSION)]
-    #[case::kv_event_sources("GET /kv_event_sources", READ)]
+    #[case::kv_event_sources("GET /kv_event_sources", each(Merge::Ranks))]
     #[case::openapi("GET /openapi.json", READ)]
     #[case::openapi_head("HEAD /openapi.json", READ)]
     #[case::docs("GET /docs", READ)]
     #[case::redoc("GET /redoc", READ)]
     #[case::docs_redirect("GET /docs/oauth2-redirect", READ)]
-    #[case::start_profile("POST /start_profile", ONCE)]
-    #[case::stop_profile("POST /stop_profile", ONCE)]
-    #[case::scale("POST /scale_elastic_ep", ONCE)]
-    #[case::is_scaling("POST /is_scaling_elastic_ep", ONCE)]
-    #[case::fault_apply("POST /fault_tolerance/apply", ONCE)]
-    #[case::fault_status("GET /fault_tolerance/status", READ)]
-    #[case::abort_all("POST /abort_requests", ONCE)]
+    #[case::start_profile("POST /start_profile", every(Merge::Same, None))]
+    #[case::stop_profile("POST /stop_profile", every(Merge::Same, None))]
+    #[case::scale("POST /scale_elastic_ep", ONE_NAMED)]
+    #[case::is_scaling("POST /is_scaling_elastic_ep", each(Merge::Or("is_scaling_elastic_ep")))]
+    #[case::fault_apply("POST /fault_tolerance/apply", ONE_NAMED)]
+    #[case::fault_status("GET /fault_tolerance/status", ONE_NAMED)]
+    #[case::abort_all("POST /abort_requests", every(Merge::Sum("aborted", Fail), None))]
     #[case::server_info("GET /server_info?config_format=json", READ)]
-    #[case::reset_prefix_cache("POST /reset_prefix_cache", ONCE)]
-    #[case::reset_mm_cache("POST /reset_mm_cache", ONCE)]
-    #[case::reset_encoder_cache("POST /reset_encoder_cache", ONCE)]
-    #[case::sleep("POST /sleep?level=1", ONCE)]
-    #[case::wake_up("POST /wake_up", ONCE)]
-    #[case::is_sleeping("GET /is_sleeping", READ)]
-    #[case::release_kv("POST /release_kv_cache_memory", ONCE)]
-    #[case::pause("POST /pause", ONCE)]
-    #[case::resume("POST /resume", ONCE)]
-    #[case::is_paused("GET /is_paused", READ)]
-    #[case::collective_rpc("POST /collective_rpc", ONCE)]
-    #[case::start_weights("POST /start_weight_update", ONCE)]
-    #[case::start_draft_weights("POST /start_draft_weight_update", ONCE)]
-    #[case::finish_weights("POST /finish_weight_update", ONCE)]
-    #[case::weight_version("POST /update_weight_version", ONCE)]
-    #[case::shutdown_weights("POST /shutdown_weight_transfer_engine", ONCE)]
-    #[case::init_weights("POST /init_weight_transfer_engine", ONCE)]
-    #[case::update_weights("POST /update_weights", ONCE)]
-    #[case::weight_info("GET /weight_info", READ)]
-    #[case::weight_checker("POST /weight_checker", ONCE)]
-    #[case::world_size("GET /get_world_size", READ)]
+    #[case::reset_prefix_cache(
+        "POST /reset_prefix_cache?reset_external=true",
+        every(Merge::And("success"), Some(Change::Cache))
+    )]
+    #[case::reset_mm_cache("POST /reset_mm_cache", every(Merge::Same, None))]
+    #[case::reset_encoder_cache("POST /reset_encoder_cache", every(Merge::Same, None))]
+    #[case::sleep("POST /sleep?level=1", every(Merge::Same, Some(Change::Rest)))]
+    #[case::wake_up("POST /wake_up", every(Merge::Awake, Some(Change::Rest)))]
+    #[case::is_sleeping("GET /is_sleeping", each(Merge::Or("is_sleeping")))]
+    #[case::release_kv("POST /release_kv_cache_memory", every(Merge::Same, Some(Change::Cache)))]
+    #[case::pause("POST /pause", every(Merge::Same, Some(Change::Rest)))]
+    #[case::resume("POST /resume", every(Merge::Same, Some(Change::Rest)))]
+    #[case::is_paused("GET /is_paused", each(Merge::Or("is_paused")))]
+    #[case::collective_rpc("POST /collective_rpc", every(Merge::Concat("results"), None))]
+    #[case::start_weights("POST /start_weight_update", every(Merge::Same, Some(Change::Weights)))]
+    #[case::start_draft_weights(
+        "POST /start_draft_weight_update",
+        every(Merge::Same, Some(Change::Weights))
+    )]
+    #[case::finish_weights("POST /finish_weight_update", every(Merge::Same, Some(Change::Weights)))]
+    #[case::weight_version(
+        "POST /update_weight_version",
+        every(Merge::Same, Some(Change::Weights))
+    )]
+    #[case::shutdown_weights("POST /shutdown_weight_transfer_engine", every(Merge::Same, None))]
+    #[case::init_weights("POST /init_weight_transfer_engine", ONE_NAMED)]
+    #[case::update_weights("POST /update_weights", Rule { change: Some(Change::Weights), ..ONE_NAMED })]
+    #[case::weight_info("GET /weight_info", each(Merge::Compare))]
+    #[case::weight_checker("POST /weight_checker", every(Merge::Compare, None))]
+    #[case::world_size("GET /get_world_size", each(Merge::Sum("world_size", Fail)))]
     fn vllm_route(#[case] request: &str, #[case] rule: Rule) {
         check(request, rule);
     }
@@ -282,8 +405,30 @@ mod tests {
     #[case::unknown_method("BREW /v1/chat/completions", ONCE)]
     #[case::lower_case_method("post /v1/chat/completions", ONCE)]
     #[case::other_method("GET /v1/chat/completions", READ)]
+    #[case::other_method_of_every("GET /sleep", READ)]
+    #[case::other_method_of_each("POST /load", ONCE)]
+    #[case::response_without_id("GET /v1/responses/", READ)]
+    #[case::deleted_response("DELETE /v1/responses/resp_1", ONCE)]
+    #[case::metrics_with_slash("GET /metrics/", each(Merge::Metrics))]
+    #[case::metrics_longer("GET /metricsx", READ)]
     fn path_as_sent(#[case] request: &str, #[case] rule: Rule) {
         check(request, rule);
+    }
+
+    #[rstest]
+    #[case::response("GET /v1/responses/resp_1?stream=true", Some("resp_1"))]
+    #[case::cancel("POST /v1/responses/resp%5F1/cancel", Some("resp_1"))]
+    #[case::adapter("DELETE /adapters/sql%20%C3%A9", Some("sql é"))]
+    #[case::no_text("DELETE /adapters/%ff", None)]
+    #[case::no_name("GET /v1/responses/", None)]
+    #[case::two_segments("GET /v1/responses/a/b", None)]
+    #[case::encoded_slash("GET /v1/responses/a%2Fb", None)]
+    #[case::slash_behind("GET /v1/responses/a/", None)]
+    #[case::no_place("POST /v1/responses", None)]
+    #[case::rest("GET /metrics/a/b", None)]
+    fn names_in_paths(#[case] request: &str, #[case] name: Option<&str>) {
+        let (method, target) = request.split_once(' ').expect("a space is in every case");
+        assert_eq!(find(method, target.as_bytes()).name.as_deref(), name);
     }
 
     /// vLLM 0.32, asked: its 405 for /ping names GET only, although it takes POST as well.
@@ -292,24 +437,24 @@ mod tests {
         #[values("/health", "/ping", "/version", "/v1/models", "/v1%2Fmodels?x")] target: &str,
         #[values("HEAD", "PUT", "DELETE", "PATCH", "get", "")] method: &str,
     ) {
-        assert_eq!(find(method, target.as_bytes()).allow, Some("GET"));
+        assert_eq!(find(method, target.as_bytes()).rule.allow, Some("GET"));
     }
 
     #[test]
     fn post_is_refused_except_for_ping() {
-        assert_eq!(find("POST", b"/health").allow, Some("GET"));
-        assert_eq!(find("POST", b"/v1/models").allow, Some("GET"));
-        assert_eq!(find("POST", b"/ping").allow, None);
+        assert_eq!(find("POST", b"/health").rule.allow, Some("GET"));
+        assert_eq!(find("POST", b"/v1/models").rule.allow, Some("GET"));
+        assert_eq!(find("POST", b"/ping").rule.allow, None);
     }
 
     #[test]
     fn bytes_that_are_no_text() {
-        assert_eq!(find("GET", b"/\xff%ff"), READ);
+        assert_eq!(find("GET", b"/\xff%ff").rule, READ);
     }
 
     #[track_caller]
     fn check(request: &str, rule: Rule) {
         let (method, target) = request.split_once(' ').expect("a space is in every case");
-        assert_eq!(find(method, target.as_bytes()), rule);
+        assert_eq!(find(method, target.as_bytes()).rule, rule);
     }
 }

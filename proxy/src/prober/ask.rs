@@ -13,7 +13,7 @@ use smol::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 use vllm_proxy_core::fleet::{Address, BackendSpec};
-use vllm_proxy_core::wire::probe::{Probe, ProbeError, parse_models, parse_version};
+use vllm_proxy_core::wire::probe::{Probe, ProbeError, parse_flag, parse_models, parse_version};
 
 /// For all questions together.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -30,22 +30,56 @@ pub(super) struct Asked {
     pub(super) models_status: Option<u16>,
 }
 
-/// Asks `/health` first, since nothing else matters if that is not answered.
-pub(super) async fn backend(spec: &BackendSpec, key: Option<&Secret>) -> Result<Asked, ProbeError> {
+/// Asks `/health` first, since nothing else matters if that is not answered. `rest` says whether
+/// to ask if it sleeps or is paused.
+pub(super) async fn backend(
+    spec: &BackendSpec,
+    key: Option<&Secret>,
+    rest: bool,
+) -> Result<Asked, ProbeError> {
     let end = Instant::now() + LIMIT;
     let health = answer(spec, key, "/health", end).await?.status;
-    let (models, version) =
-        zip(answer(spec, key, "/v1/models", end), answer(spec, key, "/version", end)).await;
+    let (models, version) = zip(models(spec, key, end), answer(spec, None, "/version", end)).await;
     let body = |answer: Result<Answer, ProbeError>| {
         answer.ok().filter(|answer| answer.status == 200).and_then(|answer| answer.body)
     };
+    let (models, keyed) = models;
     let models_status = models.as_ref().ok().map(|answer| answer.status);
     let probe = Probe {
         health,
         models: body(models).and_then(|body| parse_models(&body)),
         version: body(version).and_then(|body| parse_version(&body)),
+        keyed,
+        rests: if rest { rests(spec, end).await } else { None },
     };
     Ok(Asked { probe, models_status })
+}
+
+/// The list of models, and whether it takes a key to see it. Asked without one first: with ours it
+/// would stay unknown whether clients need one.
+async fn models(
+    spec: &BackendSpec,
+    key: Option<&Secret>,
+    end: Instant,
+) -> (Result<Answer, ProbeError>, Option<bool>) {
+    let open = answer(spec, None, "/v1/models", end).await;
+    let keyed = open.as_ref().ok().map(|answer| answer.status == 401);
+    match key {
+        Some(_) if keyed == Some(true) => (answer(spec, key, "/v1/models", end).await, keyed),
+        Some(_) | None => (open, keyed),
+    }
+}
+
+/// Whether it sleeps or is paused; `None` if it did not say. A server that is not in development
+/// mode knows neither, and says 404.
+async fn rests(spec: &BackendSpec, end: Instant) -> Option<bool> {
+    let (sleeping, paused) =
+        zip(answer(spec, None, "/is_sleeping", end), answer(spec, None, "/is_paused", end)).await;
+    let (sleeping, paused) = (sleeping.ok()?, paused.ok()?);
+    let says = |answer: Answer, field| {
+        answer.body.and_then(|body| parse_flag(&body, field)).unwrap_or_default()
+    };
+    Some(says(sleeping, "is_sleeping") || says(paused, "is_paused"))
 }
 
 struct Answer {
@@ -152,6 +186,71 @@ mod tests {
         }
     }
 
+    /// Answers each connection by its path, until the test ends.
+    fn routes(answers: fn(&str) -> Option<&'static str>) -> BackendSpec {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let spec = spec(listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.unwrap();
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+                let (status, body) = match answers(&String::from_utf8(head).unwrap()) {
+                    Some(body) => ("200 OK", body),
+                    None => ("401 Unauthorized", ""),
+                };
+                let length = body.len();
+                let answer = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n\r\n{body}");
+                stream.write_all(answer.as_bytes()).unwrap();
+            }
+        });
+        spec
+    }
+
+    #[rstest]
+    #[case::with_ours(Some("hunter2"), Some(1), 200)]
+    #[case::with_a_wrong_one(Some("hunter3"), None, 401)]
+    #[case::with_none(None, None, 401)]
+    fn a_key_that_is_asked_for(
+        #[case] key: Option<&str>,
+        #[case] models: Option<usize>,
+        #[case] status: u16,
+    ) {
+        let spec = routes(|head| {
+            let open = !head.starts_with("GET /p/v1/models ");
+            if open {
+                return Some("");
+            }
+            head.contains("Bearer hunter2\r\n").then_some(r#"{"data":[{"id":"a"}]}"#)
+        });
+        let key = key.map(|key| Secret::new(key.to_owned()));
+        let asked = smol::block_on(backend(&spec, key.as_ref(), false)).unwrap();
+        assert_eq!(asked.probe.keyed, Some(true));
+        assert_eq!(asked.probe.models.map(|models| models.len()), models);
+        assert_eq!(asked.models_status, Some(status));
+    }
+
+    #[rstest]
+    #[case::sleeping(r#"{"is_sleeping":true}"#, Some(true))]
+    #[case::awake(r#"{"is_sleeping":false}"#, Some(false))]
+    #[case::not_in_development_mode(r#"{"detail":"Not Found"}"#, Some(false))]
+    fn rest_is_asked_for(#[case] says: &'static str, #[case] expected: Option<bool>) {
+        // A function has no place for what a case says.
+        let answers: fn(&str) -> Option<&'static str> = match says {
+            r#"{"is_sleeping":true}"# => |head| {
+                Some(if head.contains("/is_sleeping ") { r#"{"is_sleeping":true}"# } else { "{}" })
+            },
+            r#"{"is_sleeping":false}"# => |_| Some(r#"{"is_sleeping":false,"is_paused":false}"#),
+            _ => |_| Some(r#"{"detail":"Not Found"}"#),
+        };
+        let asked = smol::block_on(backend(&routes(answers), None, true)).unwrap();
+        assert_eq!(asked.probe.rests, expected);
+    }
+
     /// Answers so many connections, one after the other, with these bytes; returns the heads.
     fn server(answers: Vec<&'static [u8]>) -> (BackendSpec, JoinHandle<Vec<String>>) {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -178,8 +277,8 @@ mod tests {
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         let (spec, server) = server(vec![ok, ok, ok]);
         let key = Secret::new("hunter2".to_owned());
-        let asked = smol::block_on(backend(&spec, Some(&key))).unwrap();
-        let probe = Probe { health: 200, models: None, version: None };
+        let asked = smol::block_on(backend(&spec, Some(&key), false)).unwrap();
+        let probe = Probe { health: 200, keyed: Some(false), ..Probe::default() };
         assert_eq!(asked, Asked { probe, models_status: Some(200) });
         let heads = server.join().unwrap();
         assert!(heads[0].starts_with("GET /p/health HTTP/1.1\r\nhost: vllm.example\r\n"));
@@ -194,7 +293,7 @@ mod tests {
     #[case::cut(b"HTTP/1.1 200")]
     fn nonsense_is_broken(#[case] answer: &'static [u8]) {
         let (spec, server) = server(vec![answer]);
-        assert_eq!(smol::block_on(backend(&spec, None)), Err(ProbeError::Broken));
+        assert_eq!(smol::block_on(backend(&spec, None, false)), Err(ProbeError::Broken));
         server.join().unwrap();
     }
 
@@ -203,14 +302,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let spec = spec(listener.local_addr().unwrap());
         drop(listener);
-        assert_eq!(smol::block_on(backend(&spec, None)), Err(ProbeError::Connect));
+        assert_eq!(smol::block_on(backend(&spec, None, false)), Err(ProbeError::Connect));
     }
 
     #[test]
     fn a_missing_unix_socket_is_no_connection() {
         let mut spec = spec(([127, 0, 0, 1], 1).into());
         spec.address = Address::Unix("/nonexistent/vllm.sock".to_owned());
-        assert_eq!(smol::block_on(backend(&spec, None)), Err(ProbeError::Connect));
+        assert_eq!(smol::block_on(backend(&spec, None, false)), Err(ProbeError::Connect));
     }
 
     #[test]

@@ -303,8 +303,8 @@ fn the_first_card_of_a_name_is_kept_as_it_is() {
     let mut rig = fleet_of(&[0, 0]);
     for (id, len) in [(0, 4_096), (1, 2_048)] {
         let raw = format!(r#"{{"id":"m","max_model_len":{len},"x":1.0}}"#);
-        let models = Some(vec![ModelCard { id: "m".to_string(), parent: None, raw }]);
-        rig.probed(id, Ok(Probe { health: 200, models, version: None }));
+        let models = Some(vec![ModelCard { id: "m".to_string(), raw, ..ModelCard::default() }]);
+        rig.probed(id, Ok(Probe { health: 200, models, ..Probe::default() }));
     }
     let expected = r#"{"object":"list","data":[{"id":"m","max_model_len":4096,"x":1.0}]}"#;
     assert_eq!(answered(rig.own(Who::Models)).1, expected);

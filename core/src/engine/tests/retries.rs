@@ -20,7 +20,9 @@ fn fail(rig: &mut Rig, retry: Retry, failures: &[Failure]) -> (Vec<u32>, Option<
                 assert!(rig.engine.tickets.is_empty());
                 return (tried, Some(refusal));
             }
-            other @ (Decision::Answer(_) | Decision::Later(_)) => panic!("{other:?}"),
+            other @ (Decision::Answer(_) | Decision::Gather(_) | Decision::Later(_)) => {
+                panic!("{other:?}")
+            }
         }
     }
     rig.finish(route.ticket);

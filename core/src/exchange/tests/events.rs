@@ -214,7 +214,7 @@ fn a_stream_that_breaks_by_its_first_event_is_tried_elsewhere(#[case] said: &str
 #[test]
 fn what_must_not_be_repeated_passes_at_once() {
     let mut bench = Bench::new(2);
-    bench.client(http("POST /sleep HTTP/1.1|Host: h|Content-Length: 0||"));
+    bench.client(http("POST /plugin HTTP/1.1|Host: h|Content-Length: 0||"));
     bench.connected();
     bench.skip();
     let head = stream("|content-length: 1000");

@@ -334,7 +334,7 @@ fn an_error_passes_when_the_other_backend_is_silent() {
 
 #[test]
 fn what_must_not_be_repeated_is_tried_once() {
-    let post = http("POST /sleep HTTP/1.1|Host: h|Content-Length: 0||");
+    let post = http("POST /plugin HTTP/1.1|Host: h|Content-Length: 0||");
     let ask = |bench: &mut Bench| {
         bench.idle = true;
         bench.client(&post);

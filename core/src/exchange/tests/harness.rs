@@ -6,7 +6,7 @@
 use super::texts::shown;
 use crate::config::{Config, Limits, Policy};
 use crate::engine::{self, Engine};
-use crate::exchange::{Drain, End, Exchange, Input, Output, Side};
+use crate::exchange::{Drain, End, Errand, Exchange, Input, Output, Said, Side};
 use crate::fleet::{Address, BackendId, BackendSpec};
 use crate::route::{Decision, Share};
 use crate::time::{Duration, Instant};
@@ -61,6 +61,9 @@ pub(super) struct Bench {
     tickets: usize,
     share: Share,
     closed: bool,
+    /// Errands under way, with what each said.
+    pub(super) errands: Vec<Errand>,
+    said: Vec<Said>,
 }
 
 impl Bench {
@@ -81,7 +84,7 @@ impl Bench {
     pub(super) fn unprobed(backends: u32, limits: Limits, body_memory: u64) -> Self {
         let now = Instant::START + Duration::from_secs(1_000);
         let config =
-            Config { policy: Policy::RoundRobin, default_model: None, upstreams: 1, body_memory };
+            Config { policy: Policy::RoundRobin, upstreams: 1, body_memory, ..Config::default() };
         let mut engine = Engine::new(config, 1, now);
         let specs: Vec<BackendSpec> = (0..backends)
             .map(|id| BackendSpec {
@@ -112,6 +115,8 @@ impl Bench {
             tickets: 0,
             share: Share::default(),
             closed: false,
+            errands: Vec::new(),
+            said: Vec::new(),
         }
     }
 
@@ -128,11 +133,12 @@ impl Bench {
     /// The same, of another model.
     pub(super) fn lists(&mut self, id: u32, model: &str) {
         let raw = format!(r#"{{"id":"{model}"}}"#);
-        let card = ModelCard { id: model.to_string(), parent: None, raw };
+        let card = ModelCard { id: model.to_string(), raw, ..ModelCard::default() };
         let probe = Probe {
             health: 200,
             models: Some(std::vec![card]),
             version: Some("0.33.0".to_string()),
+            ..Probe::default()
         };
         self.engine.handle(engine::Input::Probed(BackendId(id), Ok(probe)), self.now);
         while self.engine.poll_output().is_some() {}
@@ -170,6 +176,39 @@ impl Bench {
     pub(super) fn connect_fails(&mut self) {
         assert!(self.connecting, "nobody asked for a connection");
         self.tell(Input::ConnectFailed);
+    }
+
+    /// What a backend is sent as its part of what several hear.
+    pub(super) fn errand(&self, backend: u32) -> String {
+        let authority = format!("b{backend}");
+        let errand = self.errands.iter().find(|errand| errand.spec().authority == authority);
+        let [head, body] = errand.expect("it was asked").unsent();
+        shown([head, body].concat())
+    }
+
+    /// A backend answers its part, in one piece or byte by byte; `None`: there is no connection.
+    pub(super) fn replies(&mut self, backend: u32, bytes: Option<&str>, pieces: usize) {
+        let authority = format!("b{backend}");
+        let at = self.errands.iter().position(|errand| errand.spec().authority == authority);
+        let mut errand = self.errands.remove(at.expect("it was asked"));
+        let said = match bytes {
+            None => errand.unconnected(),
+            Some(bytes) => {
+                let all = errand.unsent().iter().map(|part| part.len()).sum();
+                errand.sent(all);
+                let mut said = None;
+                for piece in bytes.as_bytes().chunks(pieces) {
+                    assert!(said.is_none(), "it ended before its last byte");
+                    said = errand.received(piece);
+                }
+                said.unwrap_or_else(|| errand.closed(End::Closed))
+            }
+        };
+        self.said.push(said);
+        if self.errands.is_empty() {
+            let said = core::mem::take(&mut self.said);
+            self.tell(Input::Gathered(said));
+        }
     }
 
     pub(super) fn drain(&mut self, drain: Drain) {
@@ -444,6 +483,24 @@ impl Bench {
                 self.engine.first_byte(ticket, self.now);
                 return true;
             }
+            Output::Owns(backend, id) => {
+                log.push_back(format!("owns {backend} {id}"));
+                self.engine.owns(backend, &id, self.now);
+                return true;
+            }
+            Output::Gather(errands, until) => {
+                let seconds = until.since(self.now).as_secs();
+                log.push_back(format!("gather {} within {seconds} s", errands.len()));
+                assert!(self.errands.is_empty() && !self.linked && !self.connecting);
+                self.errands = errands;
+                return true;
+            }
+            Output::Heard(echoes) => {
+                log.push_back(format!("heard {}", echoes.len()));
+                self.engine.heard(&echoes, self.now);
+                while self.engine.poll_output().is_some() {}
+                return true;
+            }
             Output::Settle(ticket, outcome) => {
                 log.push_back(format!("settle {outcome:?}"));
                 self.tickets -= 1;
@@ -464,7 +521,9 @@ impl Bench {
             }
             Output::Release { reusable } => {
                 log.push_back(format!("release{}", if reusable { " reusable" } else { "" }));
-                assert!(self.linked || self.connecting, "nothing to release");
+                let gathering = !self.errands.is_empty();
+                assert!(self.linked || self.connecting || gathering, "nothing to release");
+                self.errands.clear();
                 self.linked = false;
                 self.connecting = false;
                 return true;

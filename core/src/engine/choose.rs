@@ -1,0 +1,270 @@
+//! Choosing: among whom, who of them, and what follows if there is nobody.
+//!
+//! Knows the fleet and the policy; what a choice costs is told by [`route`](crate::route).
+
+use super::{Engine, later};
+use crate::fleet::{Backend, BackendId};
+use crate::route::{
+    Candidate, Decision, Doubt, Held, Pool, Question, Reason, Refusal, RequestMeta, Retry, Route,
+    Ticket, Tried, Work, pick,
+};
+use crate::time::Instant;
+use crate::wire::answers::Answer;
+use alloc::borrow::ToOwned;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use log::debug;
+
+impl Engine {
+    /// Asks who of a model's backends takes a request, or why none does.
+    pub(super) fn forward(
+        &mut self,
+        request: &RequestMeta<'_>,
+        patient: bool,
+        unsure: bool,
+        now: Instant,
+    ) -> Decision {
+        let default;
+        let name = match request.model.filter(|name| !name.is_empty()) {
+            Some(name) => name,
+            None => match self.default_name() {
+                Some(name) => {
+                    default = name;
+                    &*default
+                }
+                None if unsure => return later(now),
+                None => return Decision::Refuse(Refusal::Starting),
+            },
+        };
+        if let Some((model, _, _)) = self.fleet.model(name) {
+            if request.response.is_some() {
+                return self.search(request, Some(model), now);
+            }
+            if let Some(mut route) = self.first_choice(request, Pool::Model(model), now) {
+                if request.model.is_some() {
+                    route.doubt = Doubt::Unlisted;
+                }
+                return Decision::Forward(route);
+            }
+        }
+        if unsure {
+            return later(now);
+        }
+        if self.fleet.knows(name) {
+            return Decision::Refuse(Refusal::ModelDown { model: name.to_owned() });
+        }
+        let resolvers = self.fleet.resolves(&self.config.forward_unknown);
+        if !resolvers && patient && !self.fleet.refreshed(now) {
+            return later(now);
+        }
+        // "Unknown" is a word about the whole fleet, and who cannot be asked has not agreed.
+        if !self.fleet.all_listed(self.config.upstreams) || !self.fleet.any_serves() {
+            return Decision::Refuse(Refusal::Starting);
+        }
+        let refusal = self.unknown_model(name);
+        let route = if resolvers {
+            self.first_choice(request, Pool::Resolvers, now)
+        } else {
+            self.ask_default(request, &refusal, now)
+        };
+        match route {
+            Some(route) => Decision::Forward(route),
+            None => Decision::Refuse(refusal),
+        }
+    }
+
+    /// A request about a stored response goes to whoever keeps it.
+    pub(super) fn search(
+        &mut self,
+        request: &RequestMeta<'_>,
+        model: Option<Arc<str>>,
+        now: Instant,
+    ) -> Decision {
+        let owner = request.response.and_then(|id| self.fleet.owners.find(id, now));
+        let down = match &model {
+            Some(model) => Refusal::ModelDown { model: (**model).to_owned() },
+            None => Refusal::Starting,
+        };
+        let pool = Pool::Search { model, owner, from: BackendId(0) };
+        match self.first_choice(request, pool, now) {
+            Some(route) => Decision::Forward(Route { doubt: Doubt::Elsewhere, ..route }),
+            None => Decision::Refuse(down),
+        }
+    }
+
+    /// Lets a backend that asks for a key say whether it accepts the client's; `answer` is for
+    /// clients that it accepts.
+    pub(super) fn ask_keyed(
+        &mut self,
+        request: &RequestMeta<'_>,
+        answer: Answer,
+        now: Instant,
+    ) -> Decision {
+        match self.first_choice(request, Pool::Keyed, now) {
+            Some(route) if request.allow.is_some() => Decision::Forward(route),
+            Some(route) => Decision::Forward(Route { doubt: Doubt::Key(answer), ..route }),
+            None => Decision::Refuse(Refusal::Starting),
+        }
+    }
+
+    pub(super) fn default_name(&self) -> Option<Arc<str>> {
+        match &self.config.default_model {
+            Some(name) => Some(Arc::from(name.as_str())),
+            None => self.fleet.default_model(),
+        }
+    }
+
+    /// What to say of a name that nobody serves.
+    pub(super) fn unknown_model(&self, name: &str) -> Refusal {
+        let cards = self.fleet.cards();
+        let bases = cards.iter().filter(|card| card.is_base());
+        Refusal::UnknownModel {
+            model: name.to_owned(),
+            bases: bases.map(|card| card.id().to_owned()).collect(),
+        }
+    }
+
+    /// Lets a backend of the default model judge a request whose model nobody lists. vLLM looks at
+    /// the path, the body and its fields before the model's name, and words all that by itself.
+    /// Where some ask for a key, one of these judges: the refusal names all models.
+    fn ask_default(
+        &mut self,
+        request: &RequestMeta<'_>,
+        refusal: &Refusal,
+        now: Instant,
+    ) -> Option<Route> {
+        let pool = if self.fleet.any_keyed() {
+            Pool::Keyed
+        } else {
+            let default = self.default_name()?;
+            let (model, _, _) = self.fleet.model(&default)?;
+            Pool::Model(model)
+        };
+        let mut route = self.first_choice(request, pool, now)?;
+        // A backend that serves all there is says it best.
+        let Refusal::UnknownModel { bases, .. } = refusal else { return Some(route) };
+        let backend = self.fleet.backend(route.backend);
+        let knows_all = backend.is_some_and(|backend| backend.bases().eq(bases));
+        if !knows_all {
+            route.doubt = Doubt::Unknown(refusal.clone());
+        }
+        Some(route)
+    }
+
+    /// Sends a new request to one of a pool; `None` if none is eligible.
+    fn first_choice(
+        &mut self,
+        request: &RequestMeta<'_>,
+        pool: Pool,
+        now: Instant,
+    ) -> Option<Route> {
+        let held = Held {
+            // Nobody yet: `choose` fills in who, when and as which attempt.
+            backend: BackendId(u32::MAX),
+            dispatch: 0,
+            sent: now,
+            tried: Tried::default(),
+            delivered: 0,
+            pool,
+            work: Work::of_prompt(request.prompt_bytes),
+            stream: request.stream,
+            retry: request.retry,
+            fresh: false,
+        };
+        let id = self.next_ticket;
+        let route = self.choose(id, held, now)?;
+        self.next_ticket += 1;
+        Some(route)
+    }
+
+    /// Sends a request to the best backend that it was not sent to yet.
+    pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
+        let (tried, work, policy) = (held.tried, held.work, self.config.policy);
+        let question = |last| Question { policy, work, request: id, last };
+        let untried = |id: &BackendId| !tried.contains(*id);
+        let (backend, reason) = match &mut held.pool {
+            Pool::Model(model) => {
+                let (_, model, mut backends) = self.fleet.model(model)?;
+                let holders = model.holders.iter().copied().filter(untried);
+                let candidates = holders.filter_map(|id| candidate(backends.find(id)?, now));
+                let chosen = pick(question(model.turn), candidates)?;
+                model.turn = Some(chosen.0);
+                chosen
+            }
+            Pool::Search { model, owner, from } => {
+                let among: Vec<BackendId> = match model {
+                    Some(model) => self.fleet.model(model)?.1.holders.clone(),
+                    None => self.fleet.backends().iter().map(|backend| backend.id).collect(),
+                };
+                let fleet = &self.fleet;
+                let mut ready = among
+                    .into_iter()
+                    .filter(untried)
+                    .filter(|&id| fleet.backend(id).is_some_and(Backend::serves));
+                match *owner {
+                    Some(owner) if ready.clone().any(|id| id == owner) => (owner, Reason::Owner),
+                    Some(_) | None => {
+                        let next = ready.find(|id| *id >= *from)?;
+                        *from = BackendId(next.0.saturating_add(1));
+                        (next, Reason::Search)
+                    }
+                }
+            }
+            pool @ (Pool::Resolvers | Pool::Keyed) => {
+                let resolvers = matches!(pool, Pool::Resolvers);
+                let forward_unknown = &self.config.forward_unknown;
+                let candidates = self.fleet.backends_mut().iter_mut().filter_map(|backend| {
+                    let belongs =
+                        if resolvers { backend.is_of(forward_unknown) } else { backend.is_keyed() };
+                    (belongs && untried(&backend.id)).then(|| candidate(backend, now))?
+                });
+                pick(question(None), candidates)?
+            }
+        };
+        held.backend = backend;
+        held.tried.push(backend);
+        held.fresh = held.retry == Retry::Never;
+        self.send(id, held, reason, now)
+    }
+
+    /// Counts a request at its backend and hands out the ticket.
+    pub(super) fn send(
+        &mut self,
+        id: u64,
+        held: Held,
+        reason: Reason,
+        now: Instant,
+    ) -> Option<Route> {
+        let backend = self.fleet.backend_mut(held.backend)?;
+        let dispatch = self.next_dispatch;
+        self.next_dispatch += 1;
+        backend.load.add(dispatch, held.work.uncached, held.work.prompt, held.stream, now);
+        debug!(
+            request = id, backend:% = held.backend, model = held.pool.model().unwrap_or_default(),
+            reason = reason.as_str();
+            "routed"
+        );
+        let route = Route {
+            backend: held.backend,
+            spec: Arc::clone(&backend.spec),
+            reason,
+            fresh: held.fresh,
+            doubt: Doubt::None,
+            ticket: Ticket::issue(id),
+        };
+        self.tickets.insert(id, Held { dispatch, sent: now, ..held });
+        Some(route)
+    }
+}
+
+/// A backend as one to choose; `None` if it takes no requests.
+///
+/// One that rests was told to: it says 503 in its own words if nobody else is there. A suspect may
+/// yet answer, and a connection that is refused costs a client less than an error does.
+fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
+    backend.serves().then(|| Candidate {
+        backend: backend.id,
+        reluctance: u8::from(!backend.is_up()) + 2 * u8::from(backend.rests()),
+        in_hand: backend.load.standing(now),
+    })
+}

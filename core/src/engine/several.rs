@@ -1,0 +1,137 @@
+//! Requests that several backends hear: whom they mean, and what follows from what was answered.
+//!
+//! Knows the fleet; what the answers say and how they become one is told by
+//! [`merge`](crate::wire::merge).
+
+use super::Engine;
+use crate::fleet::{Backend, BackendId};
+use crate::route::{
+    Asked, Change, Decision, Echo, Failure, Gathering, Narrow, Refusal, RequestMeta, Who,
+};
+use crate::time::Instant;
+use crate::wire::facts::{BackendFacts, Facts};
+use alloc::string::ToString;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use log::info;
+
+impl Engine {
+    /// Says whom a request means.
+    pub(super) fn gather(&self, request: &RequestMeta<'_>) -> Decision {
+        let everyone = self.fleet.staying();
+        let none = Narrow::default();
+        let narrow = request.narrow.unwrap_or(&none);
+        let mut meant = match self.meant(&everyone, narrow) {
+            Ok(meant) => meant,
+            Err(refusal) => return Decision::Refuse(refusal),
+        };
+        // An adapter is unloaded where it is loaded; if nobody lists it, all may say so.
+        if let Some(adapter) = request.adapter {
+            let holders = self.fleet.holders(adapter);
+            if meant.iter().any(|backend| holders.contains(&backend.id)) {
+                meant.retain(|backend| holders.contains(&backend.id));
+            }
+        }
+        let facts = request.facts.then(|| self.facts(&everyone));
+        match request.who {
+            // Nobody misses what a backend that is down would have said.
+            Who::Each => meant.retain(|backend| backend.serves()),
+            Who::Named if meant.len() > 1 => {
+                let backends = meant.iter().map(|backend| address(backend)).collect();
+                return Decision::Refuse(Refusal::Ambiguous { backends });
+            }
+            Who::Named
+            | Who::Every
+            | Who::Backend
+            | Who::Owner
+            | Who::Health
+            | Who::Models
+            | Who::Version => {}
+        }
+        if meant.is_empty() && facts.is_none() {
+            return Decision::Refuse(Refusal::Starting);
+        }
+        let asked = meant
+            .iter()
+            .map(|backend| Asked { backend: backend.id, spec: Arc::clone(&backend.spec) });
+        Decision::Gather(Gathering { asked: asked.collect(), facts })
+    }
+
+    /// Those of all backends that a request means.
+    fn meant<'a>(
+        &self,
+        everyone: &[&'a Backend],
+        narrow: &Narrow,
+    ) -> Result<Vec<&'a Backend>, Refusal> {
+        let mut meant = everyone.to_vec();
+        if let Some(wanted) = &narrow.backend {
+            meant.retain(|backend| address(backend) == *wanted);
+            if meant.is_empty() {
+                return Err(Refusal::UnknownBackend {
+                    backend: wanted.clone(),
+                    backends: everyone.iter().map(|backend| address(backend)).collect(),
+                });
+            }
+        }
+        if let Some(model) = &narrow.model {
+            let holders = self.fleet.holders(model);
+            meant.retain(|backend| holders.contains(&backend.id));
+            if meant.is_empty() {
+                return Err(self.unknown_model(model));
+            }
+        }
+        Ok(meant)
+    }
+
+    /// What became of a gathering's parts. Anyone can send such requests, so only a backend's own
+    /// success counts.
+    pub fn heard(&mut self, echoes: &[Echo], now: Instant) {
+        for echo in echoes {
+            match echo.result {
+                Ok(None) => {}
+                Ok(Some(change)) => self.changed(echo.backend, change, now),
+                Err(Failure::Connect | Failure::Lost | Failure::Cut | Failure::Nonsense) => {
+                    self.fleet.failed(echo.backend, now);
+                    self.count_unheard(echo.backend);
+                }
+                Err(_) => self.count_unheard(echo.backend),
+            }
+        }
+    }
+
+    fn count_unheard(&mut self, backend: BackendId) {
+        if let Some(backend) = self.fleet.backend_mut(backend) {
+            backend.counts.unheard += 1;
+        }
+    }
+
+    fn changed(&mut self, id: BackendId, change: Change, now: Instant) {
+        let Some(backend) = self.fleet.backend_mut(id) else { return };
+        match change {
+            Change::Rest => backend.rest.doubt(),
+            Change::Adapters => self.fleet.doubt_lists(),
+            Change::Cache => info!(backend:% = id; "prefix cache cleared"),
+            Change::Weights => info!(backend:% = id; "weights changed"),
+        }
+        self.fleet.changed(id, now);
+    }
+
+    /// What the proxy says of itself in `/metrics`.
+    fn facts(&self, everyone: &[&Backend]) -> Facts {
+        let backends = everyone.iter().map(|backend| BackendFacts {
+            address: address(backend),
+            up: backend.serves(),
+            in_flight: u64::from(backend.load.in_flight()),
+            answers: backend.counts.answers,
+            failures: backend.counts.failures,
+            broken: backend.counts.broken,
+            unheard: backend.counts.unheard,
+        });
+        Facts { backends: backends.collect(), body_bytes: self.body_bytes }
+    }
+}
+
+/// By which name requests, metrics and errors know a backend.
+fn address(backend: &Backend) -> alloc::string::String {
+    backend.spec.address.to_string()
+}

@@ -1,0 +1,164 @@
+//! Requests that several backends hear: asked side by side, their answers merged into one.
+//!
+//! Owns the questions and what comes of them; whom to ask is the engine's word, how answers become
+//! one is told by [`merge`](crate::wire::merge).
+
+use super::errand::{Client, Errand, Heard, Said};
+use super::{After, Drain, Exchange, Order, Phase};
+use crate::route::{Asked, Change, Echo, Failure, Gathering, Refusal, Who};
+use crate::time::{Duration, Instant};
+use crate::wire::facts::Facts;
+use crate::wire::merge::{self, Merge, Merged, Reply};
+use crate::wire::probe::parse_flag;
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// How long backends may take for numbers and states. Prometheus gives a scrape 10 s.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// How much later than their time errands may end.
+const GRACE: Duration = Duration::from_secs(1);
+/// The form of metrics that is asked for, whatever the client would take: all must be alike.
+const METRICS_ACCEPT: &str = "text/plain;version=0.0.4";
+
+/// A gathering under way.
+#[derive(Debug)]
+pub(super) struct Gather {
+    asked: Vec<Asked>,
+    facts: Option<Facts>,
+    until: Instant,
+}
+
+impl Gather {
+    /// When to give up on whoever runs the errands, should it not end them in time.
+    pub(super) fn deadline(&self) -> Instant {
+        self.until + GRACE
+    }
+}
+
+impl Exchange {
+    /// The engine said whom to ask.
+    pub(super) fn gather(&mut self, gathering: Gathering, now: Instant) {
+        let Gathering { asked, facts } = gathering;
+        let rule = self.request.rule();
+        let client = Client {
+            minor: self.request.minor,
+            keep_alive: self.request.keep_alive && self.drain == Drain::Running,
+            is_head: self.request.is_head && rule.merge != Merge::Metrics,
+        };
+        let metrics = rule.merge == Merge::Metrics;
+        let body: Arc<[u8]> = if metrics { Arc::default() } else { self.request.body().into() };
+        let errand = |asked: &Asked| {
+            let head = if metrics {
+                self.request.question_for(&asked.spec, METRICS_ACCEPT)
+            } else {
+                self.request.head_for(&asked.spec)
+            };
+            Errand::new(asked.clone(), client, head, Arc::clone(&body), Arc::clone(&self.limits))
+        };
+        let errands: Vec<Errand> = asked.iter().map(errand).collect();
+        let limit = match rule.who {
+            Who::Each => Some(READ_LIMIT),
+            Who::Backend
+            | Who::Owner
+            | Who::Every
+            | Who::Named
+            | Who::Health
+            | Who::Models
+            | Who::Version => self.limits.http_timeout,
+        };
+        let until = limit.map_or(Instant::FAR, |limit| now + limit);
+        self.phase = Phase::Gathering(Gather { asked, facts, until });
+        if errands.is_empty() {
+            return self.gathered(Vec::new(), now);
+        }
+        self.orders.push_back(Order::Gather(errands, until));
+    }
+
+    /// Whoever runs the errands has not ended them.
+    pub(super) fn gathering_timeout(&mut self, now: Instant) {
+        self.orders.push_back(Order::Release { reusable: false });
+        self.answer(&Refusal::TimedOut.answer(self.request.shape()), now);
+    }
+
+    /// All have answered, or failed to.
+    pub(super) fn gathered(&mut self, mut said: Vec<Said>, now: Instant) {
+        if !matches!(self.phase, Phase::Gathering(_)) {
+            return;
+        }
+        let Phase::Gathering(gather) = core::mem::replace(&mut self.phase, Phase::Asked) else {
+            return;
+        };
+        // In the order in which they were asked, whoever was first.
+        said.sort_by_key(|said| gather.asked.iter().position(|one| one.backend == said.backend));
+        let rule = self.request.rule();
+        let echoes: Vec<Echo> =
+            said.iter().map(|said| echo(said, rule.merge, rule.change)).collect();
+        if !echoes.is_empty() {
+            self.orders.push_back(Order::Heard(echoes));
+        }
+        let names: Vec<String> =
+            gather.asked.iter().map(|asked| asked.spec.address.to_string()).collect();
+        let own = gather.facts.as_ref().map(Facts::text).unwrap_or_default();
+        let (mut frames, mut parts) = (Vec::new(), Vec::new());
+        for (name, said) in names.iter().zip(said) {
+            frames.push(said.result.as_ref().ok().map(|heard| heard.frame));
+            let result = said.result.map(|heard| heard.reply).map_err(Failure::message);
+            parts.push(merge::Said { backend: name, result });
+        }
+        match merge::merge(rule.merge, &parts, &own) {
+            Merged::Answer(answer) => self.answer(&answer, now),
+            Merged::One(at) => {
+                let reply = parts.get(at).and_then(|part| part.result.as_ref().ok());
+                match reply.zip(frames.get(at).copied().flatten()) {
+                    Some((reply, frame)) => {
+                        frame.append(reply, &mut self.out);
+                        let after = if frame.close { After::Close } else { After::NextRequest };
+                        self.answered(after, now);
+                    }
+                    None => self.answer(&Refusal::NoAnswer.answer(rule.shape), now),
+                }
+            }
+        }
+    }
+}
+
+/// What one backend's part says of it.
+fn echo(said: &Said, merge: Merge, change: Option<Change>) -> Echo {
+    let result = match &said.result {
+        Ok(Heard { reply: Reply { status, body, .. }, .. }) => {
+            let success = (200..300).contains(status)
+                && match merge {
+                    Merge::And(field) => parse_flag(body, field) == Some(true),
+                    Merge::Same
+                    | Merge::Or(_)
+                    | Merge::Sum(..)
+                    | Merge::Concat(_)
+                    | Merge::Awake
+                    | Merge::Ranks
+                    | Merge::Compare
+                    | Merge::LoadLora
+                    | Merge::UnloadLora
+                    | Merge::Metrics => true,
+                };
+            Ok(change.filter(|_| success))
+        }
+        Err(failure) => Err(*failure),
+    };
+    Echo { backend: said.backend, result }
+}
+
+impl Failure {
+    /// Why a backend's part in a request failed, in a few words.
+    const fn message(self) -> &'static str {
+        match self {
+            Self::Connect => "no connection",
+            Self::NoSocket => "no descriptor or port left here",
+            Self::Stale | Self::Lost => "the connection ended before an answer",
+            Self::Cut => "the answer was cut short",
+            Self::Nonsense => "the answer is not HTTP/1.1, or too long",
+            Self::Timeout => "no answer in time",
+            Self::Status(_) | Self::ErrorEvent | Self::Unlisted | Self::Elsewhere => "it refused",
+        }
+    }
+}

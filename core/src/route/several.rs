@@ -1,0 +1,60 @@
+//! The words of requests that several backends hear: who is meant, who is asked, what it changed.
+//!
+//! Plain data, without behaviour.
+
+use crate::fleet::{BackendId, BackendSpec};
+use crate::route::Failure;
+use crate::wire::facts::Facts;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+/// Which of all backends a request means. vLLM ignores unknown query parameters and headers, so
+/// both go on to the backends as they came.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Narrow {
+    /// Those that serve this model: query parameter `model`, or header `x-vllm-proxy-model`.
+    pub model: Option<String>,
+    /// The one at this address: query parameter `backend`, or header `x-vllm-proxy-backend`.
+    pub backend: Option<String>,
+}
+
+/// What an administrative request changes in a backend that answers it with success.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Whether it sleeps or is paused: it must be asked how it is now.
+    Rest,
+    /// Its prefix cache is empty.
+    Cache,
+    /// Its adapters: it must be asked for its models.
+    Adapters,
+    /// Its weights, and with them all that it had cached.
+    Weights,
+}
+
+/// One backend that is to be asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Which one.
+    pub backend: BackendId,
+    /// Where and how to reach it.
+    pub spec: Arc<BackendSpec>,
+}
+
+/// Whom to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gathering {
+    /// In the order of upstreams. None only where the proxy has something to say by itself.
+    pub asked: Vec<Asked>,
+    /// What the proxy itself adds to metrics.
+    pub facts: Option<Facts>,
+}
+
+/// What became of one backend's part in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Echo {
+    /// Whose.
+    pub backend: BackendId,
+    /// What changed there, if it answered.
+    pub result: Result<Option<Change>, Failure>,
+}
