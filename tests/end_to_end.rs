@@ -39,8 +39,12 @@ mod memory;
 mod relay;
 #[path = "end_to_end/routing.rs"]
 mod routing;
+#[path = "end_to_end/several.rs"]
+mod several;
 #[path = "end_to_end/stopping.rs"]
 mod stopping;
+#[path = "end_to_end/stored.rs"]
+mod stored;
 #[path = "end_to_end/strict.rs"]
 mod strict;
 #[path = "end_to_end/upgrade.rs"]

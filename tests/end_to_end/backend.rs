@@ -43,6 +43,8 @@ struct Shared {
 #[derive(Default)]
 struct State {
     models: Vec<String>,
+    /// Without which models are not listed.
+    key: Option<String>,
     /// Connections are left in the kernel's queue.
     paused: bool,
     stopping: bool,
@@ -185,6 +187,11 @@ impl Backend {
         self.shared.lock().models = models.iter().map(|&model| model.to_owned()).collect();
     }
 
+    /// From now on lists its models only to who shows this key.
+    pub(crate) fn ask_for(&self, key: &str) {
+        self.shared.lock().key = Some(format!("Bearer {key}"));
+    }
+
     /// From now on accepts and closes at once.
     pub(crate) fn slam(&self) {
         self.shared.slams.store(true, Ordering::SeqCst);
@@ -285,6 +292,11 @@ fn probe_answer(shared: &Shared, head: &[u8]) -> Option<Vec<u8>> {
     if target.ends_with(b"/health") {
         Some(ok(""))
     } else if target.ends_with(b"/v1/models") {
+        if let Some(key) = &shared.lock().key
+            && header(head, "authorization").as_deref() != Some(key)
+        {
+            return Some(framed("401 Unauthorized", r#"{"error":"Unauthorized"}"#));
+        }
         let cards: Vec<_> = shared.lock().models.iter().map(|model| card(model)).collect();
         Some(ok(format!(r#"{{"object":"list","data":[{}]}}"#, cards.join(","))))
     } else if target.ends_with(b"/version") {

@@ -92,9 +92,19 @@ impl Proxy {
 
     /// In front of whatever these are; it listens when this returns, and that is all.
     pub(crate) fn before(runtime: Runtime, options: &[&str], upstreams: &[String]) -> Self {
+        Self::among(runtime, options, &[], upstreams)
+    }
+
+    /// The same, among these variables.
+    pub(crate) fn among(
+        runtime: Runtime,
+        options: &[&str],
+        variables: &[(&str, &str)],
+        upstreams: &[String],
+    ) -> Self {
         let mut args = vec!["-p", "0"];
         args.extend_from_slice(options);
-        let mut proxy = Self::spawn(runtime, &args, upstreams);
+        let mut proxy = Self::spawn(runtime, &args, variables, upstreams);
         let deadline = Instant::now() + PATIENCE;
         let entries = proxy.log.wait(deadline, |log| log.ended || find(log, "listening").is_some());
         let address = find(&entries, "listening")
@@ -106,7 +116,12 @@ impl Proxy {
     }
 
     /// As it is, whatever comes of it.
-    pub(crate) fn spawn(runtime: Runtime, options: &[&str], upstreams: &[String]) -> Self {
+    pub(crate) fn spawn(
+        runtime: Runtime,
+        options: &[&str],
+        variables: &[(&str, &str)],
+        upstreams: &[String],
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("VLLM_PXY_") {
@@ -115,6 +130,7 @@ impl Proxy {
         }
         command.args(["server", "-R", "off", "-L", "json", "--threads", "2", "-H", "127.0.0.1"]);
         command.args(["--runtime", runtime.name()]).args(options).args(upstreams);
+        command.envs(variables.iter().copied());
         if std::env::var_os("VLLM_PXY_TEST_VERBOSE").is_some() {
             command.arg("-v");
         }

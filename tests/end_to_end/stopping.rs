@@ -190,7 +190,7 @@ fn a_taken_port_is_told_in_one_line(runtime: Runtime) {
     let backend = Backend::named(&["m"], "hi");
     let first = Proxy::start(runtime, &[&backend]);
     let port = first.address.port().to_string();
-    let mut second = Proxy::spawn(runtime, &["-p", &port], &[backend.upstream()]);
+    let mut second = Proxy::spawn(runtime, &["-p", &port], &[], &[backend.upstream()]);
     let (status, stderr) = second.exit();
     assert_eq!(status, Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
