@@ -52,10 +52,13 @@ Orders within a request:
       \"reset\"        the connection is reset instead of an answer
       \"cut\"          the answer stops half-way, its connection closes without the last chunk
       \"stall\"        the answer stops half-way, its connection stays open
-      \"event\"        a stream that says 200 and then holds an error event (unstreamed: 500)
+      \"event\"        a stream that says 200 and then holds an error event (unstreamed: an error
+                     answer)
+      \"unknown_model\"  404, as if the model were not there
       \"crash\"        the whole server ends
       \"none\"         no fault, whatever the options say
     \"after\": N      tokens of a stream before cut, stall (default: half of them) or event (0)
+    \"status\": N     code of that event (default: 500)
 
 Examples:
   vllm-proxy mock --port 8001 --model demo/chat-8b
@@ -139,6 +142,14 @@ pub(crate) struct Args {
     #[arg(help_heading = "Faults")]
     pub(crate) cut_rate: f64,
 
+    /// Tell streams their error in an event after a 200, and not by a status
+    #[arg(long, help_heading = "Faults")]
+    pub(crate) fail_in_stream: bool,
+
+    /// Name of a model or adapter that is listed, and yet answered with 404; repeatable
+    #[arg(long = "deny-model", value_name = "NAME", help_heading = "Faults")]
+    pub(crate) denied_models: Vec<String>,
+
     /// Generation request, counted from 1, at which the whole server ends as if it had crashed
     #[arg(long, value_name = "N", help_heading = "Faults")]
     pub(crate) crash_at: Option<u64>,
@@ -192,6 +203,7 @@ impl Args {
         Chances {
             fail: self.fail_rate,
             fail_status: self.fail_status,
+            fail_in_stream: self.fail_in_stream,
             hang: self.hang_rate,
             cut: self.cut_rate,
         }

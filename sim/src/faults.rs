@@ -19,9 +19,11 @@ pub enum Fault {
     Cut,
     /// The answer stops half-way and the connection stays open.
     Stall,
-    /// The stream says 200 and then holds an error event, as of an engine that failed; an answer
-    /// that is not streamed is an error 500.
-    Event,
+    /// The stream says 200 and then holds an error event with this code, as of an engine that
+    /// failed; an answer that is not streamed has it as its status.
+    Event(u16),
+    /// The model is not there, whatever the list of models says.
+    UnknownModel,
     /// The whole server ends, and every connection with it.
     Crash,
 }
@@ -35,7 +37,8 @@ impl Fault {
             "reset" => Self::Reset,
             "cut" => Self::Cut,
             "stall" => Self::Stall,
-            "event" => Self::Event,
+            "event" => Self::Event(500),
+            "unknown_model" => Self::UnknownModel,
             "crash" => Self::Crash,
             digits => Self::Status(digits.parse().ok().filter(|s| (400..600).contains(s))?),
         })
@@ -49,6 +52,8 @@ pub struct Chances {
     pub fail: f64,
     /// Its status.
     pub fail_status: u16,
+    /// Whether a stream tells it in an event of its own, after a 200.
+    pub fail_in_stream: bool,
     /// [`Fault::Hang`].
     pub hang: f64,
     /// [`Fault::Cut`].
@@ -62,7 +67,8 @@ impl Chances {
         // 53 bits: all that a float between 0 and 1 can hold.
         let lot = (rng.next_u64() >> 11) as f64 / (1_u64 << 53) as f64;
         if lot < self.fail {
-            Some(Fault::Status(self.fail_status))
+            let fault = if self.fail_in_stream { Fault::Event } else { Fault::Status };
+            Some(fault(self.fail_status))
         } else if lot < self.fail + self.hang {
             Some(Fault::Hang)
         } else if lot < self.fail + self.hang + self.cut {
@@ -81,13 +87,15 @@ mod tests {
     #[rstest]
     #[case::word("cut", Some(Fault::Cut))]
     #[case::status("503", Some(Fault::Status(503)))]
+    #[case::event("event", Some(Fault::Event(500)))]
     #[case::no_error_status("200", None)]
     #[case::unknown("explode", None)]
     fn names(#[case] name: &str, #[case] fault: Option<Fault>) {
         assert_eq!(Fault::named(name), fault);
     }
 
-    const CHANCES: Chances = Chances { fail: 0.2, fail_status: 500, hang: 0.1, cut: 0.3 };
+    const CHANCES: Chances =
+        Chances { fail: 0.2, fail_status: 500, fail_in_stream: false, hang: 0.1, cut: 0.3 };
 
     #[test]
     fn faults_are_as_frequent_as_asked() {
@@ -114,7 +122,8 @@ mod tests {
     #[case::always(1.0)]
     #[case::never(0.0)]
     fn the_ends_of_the_scale_are_certain(#[case] fail: f64) {
-        let chances = Chances { fail, fail_status: 503, hang: 0.0, cut: 0.0 };
+        let chances =
+            Chances { fail, fail_status: 503, fail_in_stream: false, hang: 0.0, cut: 0.0 };
         let mut rng = Rng::new(3);
         assert!((0..1_000).all(|_| chances.draw(&mut rng).is_some() == (fail == 1.0)));
     }

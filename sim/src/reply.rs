@@ -54,6 +54,8 @@ pub enum Finish {
     Stop,
     /// The request or the context allowed no more.
     Length,
+    /// The engine was told to stop.
+    Abort,
 }
 
 /// What bounds the length of an answer, in tokens.

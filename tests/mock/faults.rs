@@ -93,6 +93,54 @@ fn a_request_can_order_an_error_event() {
     assert_eq!((cut.complete, cut.chunks.len()), (false, 2), "this API says nothing, as vLLM's");
 }
 
+#[rstest]
+#[case::clients_fault(400, "BadRequestError", "invalid_request_error", "failed, as ordered")]
+#[case::overload(
+    503,
+    "InternalServerError",
+    "overloaded_error",
+    "Generation is paused. Please retry after it resumes."
+)]
+fn such_an_event_can_have_any_code(
+    #[case] status: u16,
+    #[case] kind: &str,
+    #[case] anthropic: &str,
+    #[case] message: &str,
+) {
+    let mock = Mock::start(&[]);
+    let order = format!(r#""stream":true,"mock":{{"fail":"event","status":{status}}}"#);
+    let event = mock.post(CHAT, &chat(&format!(",{order}")));
+    let expected = format!(
+        "data: {{\"error\": {{\"message\": \"{message}\", \"type\": \"{kind}\", \"param\": null, \
+         \"code\": {status}}}}}\n\ndata: [DONE]\n\n"
+    );
+    assert_eq!((event.status, event.text()), (200, expected));
+    let event =
+        mock.post(MESSAGES, &format!(r#"{{"model":"tiny","max_tokens":1,{HELLO},{order}}}"#));
+    let expected = format!(
+        "event: error\ndata: {{\"type\":\"error\",\"error\":{{\"type\":\"{anthropic}\",\
+         \"message\":\"{message}\"}}}}\n\n"
+    );
+    assert_eq!((event.status, event.complete, event.text()), (200, true, expected));
+}
+
+#[test]
+fn a_request_can_order_that_its_model_is_not_there() {
+    let answer = Mock::start(&[]).post(CHAT, &chat(r#","mock":{"fail":"unknown_model"}"#));
+    let error = r#"{"error":{"message":"The model `tiny` does not exist. Valid aliases: tiny.","type":"NotFoundError","param":"model","code":404}}"#;
+    assert_eq!((answer.status, answer.text().as_str()), (404, error));
+}
+
+#[test]
+fn a_server_can_fail_within_its_streams() {
+    let options = ["--fail-rate", "1", "--fail-status", "503", "--fail-in-stream"];
+    let mock = Mock::start(&options);
+    let event = mock.post(CHAT, &chat(r#","stream":true"#));
+    assert_eq!(event.status, 200);
+    assert!(event.chunks[0].contains(r#""code": 503"#), "{}", event.text());
+    assert_eq!(mock.post(CHAT, &chat("")).status, 503);
+}
+
 #[test]
 fn a_request_can_end_the_server() {
     let mock = Mock::start(&[]);

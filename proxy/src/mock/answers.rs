@@ -2,6 +2,7 @@
 //!
 //! Knows what an answer holds and which headers vLLM's web server adds, not when it is due.
 
+use super::anthropic;
 use http_types::{Body, Response, StatusCode};
 use serde_json::Value;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -52,6 +53,11 @@ impl Answer {
         Self::text("application/json", body)
     }
 
+    /// What the web framework says by itself.
+    pub(super) fn detail(status: u16, detail: &str) -> Self {
+        Self::json(format!(r#"{{"detail":{}}}"#, quote(detail))).with_status(status)
+    }
+
     fn with_status(self, status: u16) -> Self {
         Self { status, ..self }
     }
@@ -99,13 +105,11 @@ impl Answer {
     }
 
     pub(super) fn not_found() -> Self {
-        Self::json(r#"{"detail":"Not Found"}"#.to_owned()).with_status(404)
+        Self::detail(404, "Not Found")
     }
 
     pub(super) fn wrong_method(allow: &'static str) -> Self {
-        Self::json(r#"{"detail":"Method Not Allowed"}"#.to_owned())
-            .with_status(405)
-            .with_header("allow", allow)
+        Self::detail(405, "Method Not Allowed").with_header("allow", allow)
     }
 
     pub(super) fn unauthorized() -> Self {
@@ -137,16 +141,7 @@ impl Answer {
 
     /// The same error in the words of /v1/messages.
     pub(super) fn anthropic(self) -> Self {
-        let kind = match self.status {
-            400 => "invalid_request_error",
-            401 => "authentication_error",
-            403 => "permission_error",
-            404 => "not_found_error",
-            413 => "request_too_large",
-            429 => "rate_limit_error",
-            503 => "overloaded_error",
-            _ => "api_error",
-        };
+        let kind = anthropic::kind(self.status);
         let body = serde_json::from_str::<Value>(&self.body).unwrap_or_default();
         let message = body["error"]["message"].as_str().unwrap_or_default();
         let body = format!(
@@ -177,6 +172,8 @@ impl Answer {
         let mut response = head(self.status, self.vary);
         if !self.body.is_empty() {
             response.set_body(Body::from_bytes(self.body.into_bytes()));
+            // http-types takes any bytes for a stream of octets.
+            response.remove_header("content-type");
         }
         if let Some(content_type) = self.content_type {
             response.insert_header("content-type", content_type);

@@ -1,9 +1,23 @@
 //! The words of /v1/messages (field order as seen in 0.32).
 
 use super::answers::quote;
-use super::dialect::{Choice, Dialect, Usage, typed};
+use super::dialect::{Choice, Dialect, Trouble, Usage, typed};
 use super::engine::Token;
 use vllm_proxy_sim::reply::Finish;
+
+/// This API's name for an error with that status (0.33).
+pub(super) const fn kind(status: u16) -> &'static str {
+    match status {
+        400 => "invalid_request_error",
+        401 => "authentication_error",
+        403 => "permission_error",
+        404 => "not_found_error",
+        413 => "request_too_large",
+        429 => "rate_limit_error",
+        503 => "overloaded_error",
+        _ => "api_error",
+    }
+}
 
 /// /v1/messages
 #[derive(Clone, Debug)]
@@ -16,10 +30,12 @@ pub(super) struct Messages {
     pub(super) finish: Option<Finish>,
 }
 
+/// As JSON: vLLM has no word for what was aborted.
 const fn reason(finish: Option<Finish>) -> &'static str {
     match finish {
-        Some(Finish::Length) => "max_tokens",
-        Some(Finish::Stop) | None => "end_turn",
+        Some(Finish::Length) => r#""max_tokens""#,
+        Some(Finish::Stop) | None => r#""end_turn""#,
+        Some(Finish::Abort) => "null",
     }
 }
 
@@ -55,16 +71,21 @@ impl Dialect for Messages {
         events.push(typed(
             "message_delta",
             &format!(
-                r#"{{"type":"message_delta","delta":{{"stop_reason":"{reason}","stop_sequence":null}},"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
+                r#"{{"type":"message_delta","delta":{{"stop_reason":{reason},"stop_sequence":null}},"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
             ),
         ));
         events.push(typed("message_stop", r#"{"type":"message_stop"}"#));
     }
 
-    fn failure(&mut self, events: &mut Vec<String>) -> bool {
+    fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool {
+        let kind = match trouble.status {
+            500 => "internal_error",
+            status => kind(status),
+        };
+        let message = quote(trouble.message);
         events.push(typed(
             "error",
-            r#"{"type":"error","error":{"type":"internal_error","message":"Internal server error"}}"#,
+            &format!(r#"{{"type":"error","error":{{"type":"{kind}","message":{message}}}}}"#),
         ));
         true
     }
@@ -75,7 +96,7 @@ impl Dialect for Messages {
         let reason = reason(choices.first().map(|choice| choice.finish));
         let (input, output) = (usage.prompt, usage.completion);
         format!(
-            r#"{{"id":{id},"type":"message","role":"assistant","content":[{{"type":"text","text":{text}}}],"model":{model},"stop_reason":"{reason}","usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
+            r#"{{"id":{id},"type":"message","role":"assistant","content":[{{"type":"text","text":{text}}}],"model":{model},"stop_reason":{reason},"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
         )
     }
 }

@@ -96,13 +96,20 @@ impl Mock {
     pub(super) fn serves(&self, model: Option<&str>) -> Result<String, answers::Answer> {
         let args = &self.args;
         match model {
+            Some(model) if args.denied_models.iter().any(|name| name == model) => {
+                Err(self.unknown(model))
+            }
             None | Some("") => Ok(args.canonical().to_owned()),
             Some(model) if args.models.iter().any(|name| name == model) => {
                 Ok(args.canonical().to_owned())
             }
             Some(model) if args.loras.iter().any(|name| name == model) => Ok(model.to_owned()),
-            Some(model) => Err(answers::Answer::unknown_model(model, &args.models)),
+            Some(model) => Err(self.unknown(model)),
         }
+    }
+
+    pub(super) fn unknown(&self, model: &str) -> answers::Answer {
+        answers::Answer::unknown_model(model, &self.args.models)
     }
 
     /// Counts an answer, where vLLM does.

@@ -1,6 +1,7 @@
 //! How a route words an answer: the seam between the engine's tokens and each API's JSON.
 
 use super::engine::Token;
+use http_types::StatusCode;
 use vllm_proxy_sim::reply::Finish;
 
 /// Tokens of a request, as they are billed.
@@ -39,10 +40,45 @@ pub(super) trait Dialect {
     fn closing(&mut self, usage: Usage, events: &mut Vec<String>);
 
     /// The end of a stream whose engine failed; `false` if this API just breaks off.
-    fn failure(&mut self, events: &mut Vec<String>) -> bool;
+    fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool;
 
     /// The whole answer at once.
     fn whole(&mut self, choices: &[Choice], usage: Usage) -> String;
+}
+
+/// What is wrong, as the end of a stream tells it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Trouble {
+    /// The code: what the status would have been.
+    pub(super) status: u16,
+    pub(super) message: &'static str,
+}
+
+impl Trouble {
+    /// What an engine that is paused or asleep says to new requests (0.33).
+    pub(super) const PAUSED: Self =
+        Self { status: 503, message: "Generation is paused. Please retry after it resumes." };
+
+    /// The trouble that stands for `status` where one is ordered.
+    pub(super) const fn ordered(status: u16) -> Self {
+        let message = match status {
+            500 => "Internal server error",
+            503 => Self::PAUSED.message,
+            _ => "failed, as ordered",
+        };
+        Self { status, message }
+    }
+
+    /// vLLM's name for it.
+    pub(super) fn kind(&self) -> &'static str {
+        match self.status {
+            400 => "BadRequestError",
+            404 => "NotFoundError",
+            503 => "ServiceUnavailableError",
+            500.. => "InternalServerError",
+            status => StatusCode::try_from(status).map_or("Error", |code| code.canonical_reason()),
+        }
+    }
 }
 
 /// An event of the streams that have no types.
@@ -60,5 +96,6 @@ pub(super) const fn reason(finish: Finish) -> &'static str {
     match finish {
         Finish::Stop => "stop",
         Finish::Length => "length",
+        Finish::Abort => "abort",
     }
 }

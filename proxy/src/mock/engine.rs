@@ -197,6 +197,7 @@ impl Run {
             None => {}
             Some(Finish::Stop) => add(&counts.stopped, 1),
             Some(Finish::Length) => add(&counts.cut_short, 1),
+            Some(Finish::Abort) => {}
         }
         if finish.is_some() {
             self.finished += 1;

@@ -3,7 +3,7 @@
 use super::End;
 use super::answers::{Answer, stream};
 use super::connection::{Connection, Job, Mock};
-use super::dialect::{Choice, Dialect, Usage};
+use super::dialect::{Choice, Dialect, Trouble, Usage};
 use super::engine::{Engine, Run, Token};
 use super::events::{self, Pieces};
 use super::orders::Ordered;
@@ -20,7 +20,7 @@ enum Ending {
     Whole,
     Cut,
     Stall,
-    Event,
+    Event(Trouble),
 }
 
 /// Answers `ask`; the future is dropped when the client leaves, which is the abort.
@@ -41,10 +41,12 @@ pub(super) async fn generate(
         None => Ending::Whole,
         Some(Fault::Cut) => Ending::Cut,
         Some(Fault::Stall) => Ending::Stall,
-        Some(Fault::Event) if ask.stream => Ending::Event,
-        Some(Fault::Event) => return Ok(in_words(Answer::failure(500)).into_response()),
-        Some(Fault::Status(status)) => {
+        Some(Fault::Event(status)) if ask.stream => Ending::Event(Trouble::ordered(status)),
+        Some(Fault::Event(status) | Fault::Status(status)) => {
             return Ok(in_words(Answer::failure(status)).into_response());
+        }
+        Some(Fault::UnknownModel) => {
+            return Ok(in_words(mock.unknown(&ask.model)).into_response());
         }
         Some(Fault::Hang) => {
             connection.watch(None);
@@ -68,7 +70,7 @@ pub(super) async fn generate(
         let (pieces, body) = events::channel();
         let after = match ending {
             Ending::Whole => u32::MAX,
-            Ending::Event => after.unwrap_or(0),
+            Ending::Event(_) => after.unwrap_or(0),
             Ending::Cut | Ending::Stall => after.unwrap_or(total / 2),
         };
         let job: Job = Box::pin(speak(run, dialect, pieces, (ending, after.min(total)), show));
@@ -79,7 +81,7 @@ pub(super) async fn generate(
     let answer = Answer::json(whole(run, dialect.as_mut()).await);
     show.end();
     Ok(match ending {
-        Ending::Whole | Ending::Event => answer.into_response(),
+        Ending::Whole | Ending::Event(_) => answer.into_response(),
         Ending::Cut => answer.half(|bytes| events::partial(bytes, true)),
         Ending::Stall => answer.half(|bytes| events::partial(bytes, false)),
     })
@@ -171,13 +173,16 @@ async fn speak(
         usage.completion += 1;
         flush(&mut events, &pieces).await;
     }
-    let told = ending == Ending::Event && dialect.failure(&mut events);
+    let told = match &ending {
+        Ending::Event(trouble) => dialect.failure(trouble, &mut events),
+        Ending::Whole | Ending::Cut | Ending::Stall => false,
+    };
     flush(&mut events, &pieces).await;
     match ending {
         Ending::Stall => pending().await,
         _ if told => {}
         // Nothing to say, or an API that says nothing: the connection just breaks.
-        Ending::Whole | Ending::Cut | Ending::Event => {
+        Ending::Whole | Ending::Cut | Ending::Event(_) => {
             let _ = pieces.send(Err(events::cut())).await;
         }
     }

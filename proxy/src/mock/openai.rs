@@ -1,7 +1,7 @@
 //! The words of /v1/chat/completions and /v1/completions (field order and nulls as seen in 0.32).
 
 use super::answers::quote;
-use super::dialect::{Choice, Dialect, Usage, data, reason};
+use super::dialect::{Choice, Dialect, Trouble, Usage, data, reason};
 use super::engine::Token;
 
 /// What both routes say around their choices.
@@ -79,10 +79,11 @@ fn finish(token: Token) -> String {
 }
 
 /// vLLM makes this event with Python's `json.dumps`, which puts spaces.
-fn failure(events: &mut Vec<String>) -> bool {
-    events.push(data(
-        r#"{"error": {"message": "Internal server error", "type": "InternalServerError", "param": null, "code": 500}}"#,
-    ));
+fn failure(trouble: &Trouble, kind: &str, events: &mut Vec<String>) -> bool {
+    let (message, status) = (quote(trouble.message), trouble.status);
+    events.push(data(&format!(
+        r#"{{"error": {{"message": {message}, "type": "{kind}", "param": null, "code": {status}}}}}"#
+    )));
     events.push(data("[DONE]"));
     true
 }
@@ -125,8 +126,10 @@ impl Dialect for Chat {
         self.0.closing(CHAT_CHUNK, usage, events);
     }
 
-    fn failure(&mut self, events: &mut Vec<String>) -> bool {
-        failure(events)
+    fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool {
+        // Chats call every trouble of the server's an internal error (0.33).
+        let kind = if trouble.status < 500 { trouble.kind() } else { "InternalServerError" };
+        failure(trouble, kind, events)
     }
 
     fn whole(&mut self, choices: &[Choice], usage: Usage) -> String {
@@ -180,8 +183,8 @@ impl Dialect for Completion {
         self.wording.closing(COMPLETION, usage, events);
     }
 
-    fn failure(&mut self, events: &mut Vec<String>) -> bool {
-        failure(events)
+    fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool {
+        failure(trouble, trouble.kind(), events)
     }
 
     fn whole(&mut self, choices: &[Choice], usage: Usage) -> String {

@@ -52,8 +52,16 @@ impl Orders {
             Some(Value::String(name)) if name == "none" => Ordered::Fault(None),
             Some(value) => {
                 let name = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-                match Fault::named(&name) {
-                    Some(Fault::Status(status)) if StatusCode::try_from(status).is_err() => {
+                let named = match (Fault::named(&name), number("status")?) {
+                    (Some(Fault::Event(_)), Some(status)) => {
+                        Some(Fault::Event(u16::try_from(status).unwrap_or(0)))
+                    }
+                    (named, _) => named,
+                };
+                match named {
+                    Some(Fault::Status(status) | Fault::Event(status))
+                        if StatusCode::try_from(status).is_err() =>
+                    {
                         let message = format!("mock: cannot answer with status {status}");
                         return Err(Answer::refused(&message, Some("mock")));
                     }

@@ -22,6 +22,8 @@ const COMPLETION_TOKENS: i64 = 16;
 
 /// One generation, ready for the engine.
 pub(super) struct Ask {
+    /// What its answer names.
+    pub(super) model: String,
     pub(super) stream: bool,
     pub(super) prompt_tokens: u32,
     pub(super) replies: Vec<Reply>,
@@ -159,7 +161,7 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
     let wording = Wording {
         id: format!("chatcmpl-{id}"),
         created: created(),
-        model,
+        model: model.clone(),
         fingerprint: mock.fingerprint(),
         prompt: prompt.tokens,
         choices: n as usize,
@@ -167,6 +169,7 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
         continuous: options.continuous,
     };
     Ok(Ask {
+        model,
         stream,
         prompt_tokens: prompt.tokens,
         replies: replies(mock, &prompt, bounds, seed, 0, n).collect(),
@@ -206,7 +209,7 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
     let wording = Wording {
         id: format!("cmpl-{id}"),
         created: created(),
-        model,
+        model: model.clone(),
         fingerprint: mock.fingerprint(),
         prompt: prompt_tokens,
         choices: all.len(),
@@ -214,6 +217,7 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
         continuous: options.continuous,
     };
     Ok(Ask {
+        model,
         stream,
         prompt_tokens,
         replies: all,
@@ -240,6 +244,7 @@ pub(super) fn messages(mock: &Mock, mut fields: Fields<'_>, id: String) -> Resul
         let prompt = conversation(&fields, fields.value("system"), messages)?;
         let bounds = length.bounds(mock, orders.natural, &prompt)?;
         Ok(Ask {
+            model: model.clone(),
             stream,
             prompt_tokens: prompt.tokens,
             replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
@@ -323,6 +328,7 @@ pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, 
     let bounds = length.bounds(mock, orders.natural, &prompt)?;
     let json = |text: Option<&str>| text.map_or("null".to_owned(), super::answers::quote);
     Ok(Ask {
+        model: model.clone(),
         stream,
         prompt_tokens: prompt.tokens,
         replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),

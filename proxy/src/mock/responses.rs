@@ -2,7 +2,7 @@
 
 use super::answers::quote;
 use super::connection::Mock;
-use super::dialect::{Choice, Dialect, Usage, typed};
+use super::dialect::{Choice, Dialect, Trouble, Usage, typed};
 use super::engine::Token;
 use std::collections::VecDeque;
 use std::fmt::Write;
@@ -151,13 +151,13 @@ impl Dialect for Responses {
         let object = self.object(Some(usage));
         let kind = match self.finish {
             Some(Finish::Length) => "response.incomplete",
-            Some(Finish::Stop) | None => "response.completed",
+            Some(Finish::Stop | Finish::Abort) | None => "response.completed",
         };
         self.event(kind, &format!(r#""response":{object}"#), "", events);
         self.store(object);
     }
 
-    fn failure(&mut self, _events: &mut Vec<String>) -> bool {
+    fn failure(&mut self, _trouble: &Trouble, _events: &mut Vec<String>) -> bool {
         false
     }
 
