@@ -3,12 +3,18 @@
 
 #[path = "mock/demo.rs"]
 mod demo;
+#[path = "mock/dev.rs"]
+mod dev;
 #[path = "mock/faults.rs"]
 mod faults;
 #[path = "mock/flow.rs"]
 mod flow;
 #[path = "mock/layout.rs"]
 mod layout;
+#[path = "mock/options.rs"]
+mod options;
+#[path = "mock/responses.rs"]
+mod responses;
 #[path = "mock/routes.rs"]
 mod routes;
 #[path = "mock/server.rs"]

@@ -4,10 +4,12 @@
 //! `vllm-proxy-sim`; how vLLM words it lies in the files below. Nothing here knows the proxy, and
 //! its HTTP is not the proxy's own, so that it is an independent witness in tests.
 
+mod adapters;
 mod answers;
 mod anthropic;
 mod check;
 mod connection;
+mod dev;
 mod dialect;
 mod engine;
 mod events;
@@ -15,10 +17,14 @@ mod generate;
 mod metrics;
 mod openai;
 mod orders;
+mod power;
 mod prompt;
 mod request;
 mod responses;
 mod routes;
+mod state;
+mod store;
+mod tokens;
 
 use crate::stop;
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
@@ -26,6 +32,7 @@ use http_types::StatusCode;
 use smol::channel::{Receiver, Sender, bounded};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vllm_proxy_sim::faults::Chances;
@@ -39,6 +46,10 @@ Text:
 Timing:
   A prompt is read at --prefill-tps, one at a time; --ttft-ms later comes the first token, and then
   one every --itl-ms. A client that leaves ends its request at once.
+
+Routes that vLLM has only with some options:
+  --dev-mode: an engine that is paused or asleep answers 503, in streams by an event. There is one
+  worker, and whatever /collective_rpc asks of it, it returns the first argument.
 
 Orders within a request:
   The JSON field \"mock\" of a request, which a real vLLM ignores, overrides the options:
@@ -81,15 +92,19 @@ pub(crate) struct Args {
     #[arg(short, long, default_value_t = 8001)]
     pub(crate) port: u16,
 
+    /// Unix socket to listen on in place of --host and --port
+    #[arg(long, value_name = "PATH")]
+    pub(crate) uds: Option<PathBuf>,
+
     /// Name of the model; repeated for aliases: all are accepted, the first is in every answer
     #[arg(short, long = "model", default_value = "demo/chat-8b", value_name = "NAME")]
     #[arg(help_heading = "Model", value_parser = NonEmptyStringValueParser::new())]
     pub(crate) models: Vec<String>,
 
-    /// Name of a LoRA adapter on the model, listed as one; repeatable
-    #[arg(long = "lora", value_name = "NAME", help_heading = "Model")]
-    #[arg(value_parser = NonEmptyStringValueParser::new())]
-    pub(crate) loras: Vec<String>,
+    /// LoRA adapter on the model, there from the start; repeatable. Without a path it is
+    /// /adapters/NAME
+    #[arg(long = "lora", value_name = "NAME[=PATH]", help_heading = "Model", value_parser = adapter)]
+    pub(crate) loras: Vec<Adapter>,
 
     /// Tokens that prompt and answer have room for together
     #[arg(long, default_value_t = 131_072, value_name = "TOKENS", help_heading = "Model")]
@@ -161,8 +176,24 @@ pub(crate) struct Args {
 
     /// Keep responses for `GET /v1/responses/{id}` and `previous_response_id`, as vLLM does with
     /// VLLM_ENABLE_RESPONSES_API_STORE=1
+    #[arg(long, alias = "store-responses", help_heading = "vLLM")]
+    pub(crate) response_store: bool,
+
+    /// Have the routes that vLLM has with VLLM_SERVER_DEV_MODE=1: /sleep, /pause, /collective_rpc..
     #[arg(long, help_heading = "vLLM")]
-    pub(crate) store_responses: bool,
+    pub(crate) dev_mode: bool,
+
+    /// Count requests in hand for /load (vLLM: --enable-server-load-tracking)
+    #[arg(long, help_heading = "vLLM")]
+    pub(crate) load_tracking: bool,
+
+    /// ZeroMQ endpoint that /kv_event_sources names; nothing is published there
+    #[arg(long, value_name = "ENDPOINT", help_heading = "vLLM")]
+    pub(crate) kv_events: Option<String>,
+
+    /// Prefix under which all routes answer as well
+    #[arg(long, value_name = "PREFIX", help_heading = "vLLM", value_parser = root_path)]
+    pub(crate) root_path: Option<String>,
 
     /// Version that GET /version tells
     #[arg(long, default_value = "0.33.0", value_name = "VERSION", help_heading = "vLLM")]
@@ -171,6 +202,29 @@ pub(crate) struct Args {
     /// Its name, if it is to log each generation at info: in the demo that is the show.
     #[arg(skip)]
     pub(crate) announce: Option<String>,
+}
+
+/// A LoRA adapter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Adapter {
+    pub(crate) name: String,
+    pub(crate) path: String,
+}
+
+fn adapter(value: &str) -> Result<Adapter, String> {
+    let (name, path) = match value.split_once('=') {
+        None => (value, format!("/adapters/{value}")),
+        Some((name, path)) => (name, path.to_owned()),
+    };
+    if name.is_empty() || path.is_empty() {
+        return Err("expected a name, and perhaps `=` and a path".to_owned());
+    }
+    Ok(Adapter { name: name.to_owned(), path })
+}
+
+fn root_path(value: &str) -> Result<String, String> {
+    let prefix = value.trim_end_matches('/');
+    if prefix.starts_with('/') { Ok(prefix.to_owned()) } else { Err("expected /prefix".to_owned()) }
 }
 
 fn share(value: &str) -> Result<f64, String> {
@@ -223,10 +277,13 @@ pub(crate) fn run(args: Args) -> Result<(), String> {
     let ask = |stop: Sender<End>| move || stop.try_send(End::Asked).unwrap_or_default();
     stop::on_signals(ask(first), ask(second))
         .map_err(|error| format!("cannot await signals: {error}"))?;
-    let address = SocketAddr::new(args.host, args.port);
-    let end = listen(address, args, (stop, stopped))
+    let place = match &args.uds {
+        None => SocketAddr::new(args.host, args.port).to_string(),
+        Some(path) => path.display().to_string(),
+    };
+    let end = listen(args, (stop, stopped))
         .and_then(|server| smol::block_on(server.serve()))
-        .map_err(|error| format!("cannot listen on {address}: {error}"))?;
+        .map_err(|error| format!("cannot listen on {place}: {error}"))?;
     match end {
         End::Asked => Ok(()),
         End::Crash => Err("crashed, as ordered".to_owned()),
@@ -242,13 +299,9 @@ enum End {
     Crash,
 }
 
-fn listen(
-    address: SocketAddr,
-    args: Args,
-    ends: (Sender<End>, Receiver<End>),
-) -> io::Result<connection::Server> {
-    let server = connection::Server::bind(address, args, ends)?;
-    let url = format!("http://{}", server.address());
+fn listen(args: Args, ends: (Sender<End>, Receiver<End>)) -> io::Result<connection::Server> {
+    let server = connection::Server::bind(args, ends)?;
+    let url = server.url();
     log::info!(model = server.model(), url = url.as_str(); "mock vLLM serving");
     Ok(server)
 }
@@ -275,9 +328,8 @@ impl Handle {
 
 /// Starts a server on a thread of its own; it accepts connections when this returns.
 pub(crate) fn spawn(args: Args) -> io::Result<Handle> {
-    let address = SocketAddr::new(args.host, args.port);
-    let server = listen(address, args, bounded(1))?;
-    let address = server.address();
+    let server = listen(args, bounded(1))?;
+    let address = server.address()?;
     let thread = thread::Builder::new().name("mock".to_owned()).spawn(move || {
         if let Err(error) = smol::block_on(server.serve()) {
             log::warn!(error:%; "mock vLLM ended");

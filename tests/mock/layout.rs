@@ -199,29 +199,6 @@ fn responses_stream_typed_events() {
 }
 
 #[test]
-fn responses_are_kept_if_the_server_keeps_them() {
-    let forgetful = Mock::start(&[]);
-    let id = forgetful.post(RESPONSES, r#"{"input":"hi"}"#).json()["id"].clone();
-    let id = id.as_str().expect("an id");
-    assert_eq!(forgetful.get(&format!("/v1/responses/{id}")).status, 404);
-
-    let mock = Mock::start(&["--store-responses"]);
-    let first = mock.post(RESPONSES, r#"{"input":"hi"}"#);
-    let id = first.json()["id"].as_str().expect("an id").to_owned();
-    assert_eq!(mock.get(&format!("/v1/responses/{id}")).text(), first.text());
-    let body = format!(r#"{{"input":"more","previous_response_id":"{id}"}}"#);
-    let second = mock.post(RESPONSES, &body).json();
-    assert_eq!(second["previous_response_id"], id);
-    let tokens = |answer: &Value| answer["usage"]["total_tokens"].as_u64().expect("a number");
-    assert!(second["usage"]["input_tokens"].as_u64() > Some(tokens(&first.json())));
-    let unknown = mock.post(RESPONSES, r#"{"input":"x","previous_response_id":"resp_zz"}"#);
-    assert_eq!(
-        unknown.text(),
-        r#"{"error":{"message":"Response with id 'resp_zz' not found.","type":"invalid_request_error","param":"response_id","code":404}}"#
-    );
-}
-
-#[test]
 fn the_length_is_what_the_request_bounds() {
     let mock = Mock::start(&["--tokens", "7"]);
     let told = |fields: &str| {

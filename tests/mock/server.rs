@@ -3,7 +3,10 @@
 
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
@@ -14,6 +17,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Mock {
     child: Child,
     pub(crate) address: SocketAddr,
+    /// Where it listens in place of the address.
+    uds: Option<PathBuf>,
 }
 
 impl Mock {
@@ -30,14 +35,24 @@ impl Mock {
         let mut line = String::new();
         let stdout = child.stdout.as_mut().expect("it is piped");
         BufReader::new(stdout).read_line(&mut line).expect("it logs");
+        if let Some((_, path)) = line.split_once("unix://") {
+            let uds = path.split('"').next().map(PathBuf::from);
+            return Self { child, address: (Ipv4Addr::UNSPECIFIED, 0).into(), uds };
+        }
         let (_, address) = line.split_once("http://").expect("the entry tells the address");
         let address = address.split('"').next().and_then(|address| address.parse().ok());
-        Self { child, address: address.expect("it is an address") }
+        Self { child, address: address.expect("it is an address"), uds: None }
     }
 
     /// Connects.
     pub(crate) fn connect(&self) -> Client {
-        let stream = TcpStream::connect(self.address).expect("it listens");
+        let stream = match &self.uds {
+            None => TcpStream::connect(self.address).expect("it listens"),
+            // To read and to write are the same calls.
+            Some(path) => {
+                TcpStream::from(OwnedFd::from(UnixStream::connect(path).expect("it listens")))
+            }
+        };
         stream.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
         Client { stream, read: Vec::new() }
     }
@@ -121,7 +136,7 @@ impl Demo {
                 Some((format!("/{path}"), body.to_owned(), status))
             })
             .collect();
-        Self { proxy: Mock { child, address }, requests }
+        Self { proxy: Mock { child, address, uds: None }, requests }
     }
 }
 

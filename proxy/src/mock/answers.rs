@@ -151,10 +151,6 @@ impl Answer {
         Self { body, ..self }
     }
 
-    pub(super) fn is_success(&self) -> bool {
-        self.status < 300
-    }
-
     /// The same head with only the first half of the promised body: `body` makes it from the bytes.
     pub(super) fn half<B>(self, body: impl FnOnce(Vec<u8>) -> B) -> Response
     where

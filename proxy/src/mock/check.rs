@@ -1,5 +1,5 @@
-//! Request bodies read field by field, with vLLM's complaints (pydantic's, rendered) about wrong
-//! ones. Knows nothing of what the fields mean.
+//! Request bodies, queries and forms read field by field, with vLLM's complaints (pydantic's,
+//! rendered) about wrong ones. Knows nothing of what the fields mean.
 
 use super::answers::Answer;
 use serde_json::{Map, Value};
@@ -12,6 +12,8 @@ const COMPLAINTS_MAX: usize = 10;
 #[derive(Debug)]
 pub(super) struct Fields<'a> {
     body: &'a Map<String, Value>,
+    /// What complaints call the whole.
+    place: &'static str,
     complaints: Vec<Complaint>,
 }
 
@@ -19,10 +21,10 @@ pub(super) struct Fields<'a> {
 struct Complaint {
     kind: &'static str,
     place: String,
-    message: &'static str,
+    message: String,
     input: String,
-    /// What the JSON parser said.
-    cause: Option<&'static str>,
+    /// The one entry of `ctx`, as Python shows it.
+    context: Option<(&'static str, String)>,
 }
 
 /// The object that a body holds, or vLLM's 400.
@@ -44,18 +46,19 @@ pub(super) fn object(
         Ok(other) => Err(complain(&[Complaint {
             kind: "model_attributes_type",
             place: "body".to_owned(),
-            message: "Input should be a valid dictionary or object to extract fields from",
+            message: "Input should be a valid dictionary or object to extract fields from"
+                .to_owned(),
             input: shown(&other),
-            cause: None,
+            context: None,
         }])),
         Err(error) => {
             let (offset, cause) = python_error(body, &error);
             Err(complain(&[Complaint {
                 kind: "json_invalid",
                 place: format!("body.{offset}"),
-                message: "JSON decode error",
+                message: "JSON decode error".to_owned(),
                 input: "<dict of 0 items>".to_owned(),
-                cause: Some(cause),
+                context: Some(("error", python_string(cause))),
             }]))
         }
     }
@@ -80,9 +83,9 @@ fn missing(place: &str, input: String) -> Complaint {
     Complaint {
         kind: "missing",
         place: place.to_owned(),
-        message: "Field required",
+        message: "Field required".to_owned(),
         input,
-        cause: None,
+        context: None,
     }
 }
 
@@ -103,13 +106,14 @@ fn complain(complaints: &[Complaint]) -> Answer {
     let plural = if complaints.len() == 1 { "" } else { "s" };
     let mut message = format!("{} validation error{plural}:", complaints.len());
     for complaint in complaints.iter().take(COMPLAINTS_MAX) {
-        let Complaint { kind, place, message: said, input, cause } = complaint;
+        let Complaint { kind, place, message: said, input, context } = complaint;
+        let said = python_string(said);
         let _ = write!(
             message,
-            "\n  {{'type': '{kind}', 'loc': '{place}', 'msg': '{said}', 'input': '{input}'"
+            "\n  {{'type': '{kind}', 'loc': '{place}', 'msg': {said}, 'input': '{input}'"
         );
-        if let Some(cause) = cause {
-            let _ = write!(message, ", 'ctx': {{'error': {}}}", python_string(cause));
+        if let Some((name, value)) = context {
+            let _ = write!(message, ", 'ctx': {{'{name}': {value}}}");
         }
         message.push('}');
     }
@@ -124,7 +128,12 @@ fn python_string(text: &str) -> String {
 
 impl<'a> Fields<'a> {
     pub(super) const fn new(body: &'a Map<String, Value>) -> Self {
-        Self { body, complaints: Vec::new() }
+        Self { body, place: "body", complaints: Vec::new() }
+    }
+
+    /// The parameters of a query.
+    pub(super) const fn of_query(query: &'a Map<String, Value>) -> Self {
+        Self { body: query, place: "query", complaints: Vec::new() }
     }
 
     /// A field that is there and not null.
@@ -136,18 +145,71 @@ impl<'a> Fields<'a> {
     pub(super) fn require(&mut self, name: &str) {
         if !self.body.contains_key(name) {
             let input = format!("<dict of {} items>", self.body.len());
-            self.complaints.push(missing(&format!("body.{name}"), input));
+            self.complaints.push(missing(&format!("{}.{name}", self.place), input));
         }
     }
 
-    fn wrong(&mut self, name: &str, kind: &'static str, message: &'static str, value: &Value) {
+    /// The same, where the route takes the fields one by one.
+    pub(super) fn require_apart(&mut self, name: &str) {
+        if !self.body.contains_key(name) {
+            self.complaints.push(missing(&format!("{}.{name}", self.place), "None".to_owned()));
+        }
+    }
+
+    fn wrong(&mut self, name: &str, kind: &'static str, message: &str, value: &Value) {
         self.complaints.push(Complaint {
             kind,
-            place: format!("body.{name}"),
-            message,
+            place: format!("{}.{name}", self.place),
+            message: message.to_owned(),
             input: shown(value),
-            cause: None,
+            context: None,
         });
+    }
+
+    /// One of a few words.
+    pub(super) fn word(&mut self, name: &str, words: &[&'static str]) -> Option<&'static str> {
+        let value = self.value(name)?;
+        let word = words.iter().find(|word| value.as_str() == Some(word)).copied();
+        if word.is_none() {
+            self.no_such_word(name, words);
+        }
+        word
+    }
+
+    /// Complains that the field is none of these words.
+    fn no_such_word(&mut self, name: &str, words: &[&'static str]) {
+        let quoted: Vec<_> = words.iter().map(|word| python_string(word)).collect();
+        let expected = match quoted.as_slice() {
+            [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),
+            all => all.join(""),
+        };
+        self.complaints.push(Complaint {
+            kind: "literal_error",
+            place: format!("{}.{name}", self.place),
+            message: format!("Input should be {expected}"),
+            input: self.value(name).map_or_else(String::new, shown),
+            context: Some(("expected", python_string(&expected))),
+        });
+    }
+
+    /// A whole number from 0 to `most`.
+    pub(super) fn number_to(&mut self, name: &str, most: i64) -> Option<i64> {
+        let number = self.number(name)?;
+        let (kind, what, limit, key) = if number < 0 {
+            ("greater_than_equal", "greater", 0, "ge")
+        } else if number > most {
+            ("less_than_equal", "less", most, "le")
+        } else {
+            return Some(number);
+        };
+        self.complaints.push(Complaint {
+            kind,
+            place: format!("{}.{name}", self.place),
+            message: format!("Input should be {what} than or equal to {limit}"),
+            input: number.to_string(),
+            context: Some((key, limit.to_string())),
+        });
+        None
     }
 
     pub(super) fn string(&mut self, name: &str) -> Option<&'a str> {
@@ -156,6 +218,15 @@ impl<'a> Fields<'a> {
             self.wrong(name, "string_type", "Input should be a valid string", value);
         }
         value.as_str()
+    }
+
+    /// An object, if it is one.
+    pub(super) fn object(&mut self, name: &str) -> Option<&'a Map<String, Value>> {
+        let value = self.value(name)?;
+        if !value.is_object() {
+            self.wrong(name, "dict_type", "Input should be a valid dictionary", value);
+        }
+        value.as_object()
     }
 
     pub(super) fn list(&mut self, name: &str) -> Option<&'a [Value]> {

@@ -3,27 +3,25 @@
 //! async-h1 speaks HTTP. It does not look at the socket while an answer is being made, so the work
 //! on an answer races with a `peek` here; when the client has left all of it is dropped at once.
 
-use super::engine::Engine;
-use super::responses::Store;
 use super::routes::respond;
-use super::{Args, End, answers};
+use super::state::{Load, Mock};
+use super::{Args, End};
 use async_h1::server::{ConnectionStatus, Server as Http};
-use http_types::Method;
-use smol::channel::{Receiver, Sender, bounded};
+use smol::channel::{Receiver, Sender, bounded, unbounded};
 use smol::future::{FutureExt, pending};
 use smol::io::AsyncWriteExt;
-use smol::net::{TcpListener, TcpStream};
+use smol::net::TcpStream;
 use smol::{Async, LocalExecutor, Timer};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::{Domain, SockAddr, SockRef, Socket, Type};
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
-use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::time::Duration;
-use vllm_proxy_core::rng::{Rng, mix};
-use vllm_proxy_sim::faults::{Chances, Fault};
+use std::{fs, io};
 
 /// uvicorn's, as vLLM starts it.
 const BACKLOG: i32 = 2_048;
@@ -32,127 +30,85 @@ const BACKLOG: i32 = 2_048;
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// How long accepting pauses when it fails, as it does when descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The label of requests counted by `http_requests_total`: handler, method, first digit of status.
-type Handled = (&'static str, String, u16);
-
-/// What all connections of one simulated server share.
-#[derive(Debug)]
-pub(super) struct Mock {
-    pub(super) args: Args,
-    pub(super) engine: Rc<Engine>,
-    /// Responses kept for later requests.
-    pub(super) responses: RefCell<Store>,
-    pub(super) requests: RefCell<BTreeMap<Handled, u64>>,
-    /// When the server started, in seconds since 1970.
-    pub(super) started: f64,
-    chances: Chances,
-    /// Two generators: how many ids were made must not change which faults are drawn.
-    faults: RefCell<Rng>,
-    ids: RefCell<Rng>,
-    /// Generation requests so far.
-    generations: Cell<u64>,
-    ended: Sender<End>,
-}
-
-impl Mock {
-    fn new(args: Args, ended: Sender<End>) -> Self {
-        Self {
-            engine: Rc::new(Engine::new()),
-            responses: RefCell::default(),
-            requests: RefCell::default(),
-            started: answers::unix_time(),
-            chances: args.chances(),
-            faults: RefCell::new(Rng::new(args.seed)),
-            ids: RefCell::new(Rng::new(mix(args.seed))),
-            generations: Cell::new(0),
-            ended,
-            args,
-        }
-    }
-
-    /// The fault of the next generation request, if it has one.
-    pub(super) fn draw(&self) -> Option<Fault> {
-        self.generations.set(self.generations.get() + 1);
-        if self.args.crash_at == Some(self.generations.get()) {
-            return Some(Fault::Crash);
-        }
-        self.chances.draw(&mut self.faults.borrow_mut())
-    }
-
-    /// A new id, as the sixteen digits that vLLM's have.
-    pub(super) fn hex(&self) -> String {
-        format!("{:016x}", self.ids.borrow_mut().next_u64())
-    }
-
-    /// Tells apart configurations, as vLLM's does.
-    pub(super) fn fingerprint(&self) -> String {
-        let args = &self.args;
-        let bytes = args.models.iter().flat_map(|model| model.bytes());
-        let hash = bytes.fold(args.max_model_len.into(), |hash, byte| mix(hash ^ u64::from(byte)));
-        format!("vllm-{}-{:08x}", args.version, hash as u32)
-    }
-
-    /// The name that answers hold for a request that names `model`, or 404.
-    pub(super) fn serves(&self, model: Option<&str>) -> Result<String, answers::Answer> {
-        let args = &self.args;
-        match model {
-            Some(model) if args.denied_models.iter().any(|name| name == model) => {
-                Err(self.unknown(model))
-            }
-            None | Some("") => Ok(args.canonical().to_owned()),
-            Some(model) if args.models.iter().any(|name| name == model) => {
-                Ok(args.canonical().to_owned())
-            }
-            Some(model) if args.loras.iter().any(|name| name == model) => Ok(model.to_owned()),
-            Some(model) => Err(self.unknown(model)),
-        }
-    }
-
-    pub(super) fn unknown(&self, model: &str) -> answers::Answer {
-        answers::Answer::unknown_model(model, &self.args.models)
-    }
-
-    /// Counts an answer, where vLLM does.
-    pub(super) fn count(&self, handler: &'static str, method: Method, status: u16) {
-        if !matches!(handler, "/metrics" | "/health" | "/load" | "/ping" | "/version") {
-            let key = (handler, method.to_string(), status / 100);
-            *self.requests.borrow_mut().entry(key).or_default() += 1;
-        }
-    }
-
-    /// Ends the server.
-    pub(super) fn end(&self, why: End) {
-        // Full when it is ending already.
-        let _ = self.ended.try_send(why);
-    }
-}
-
 /// A bound server, not yet serving.
 #[derive(Debug)]
 pub(super) struct Server {
-    listener: std::net::TcpListener,
-    address: SocketAddr,
+    listener: Async<Listener>,
     args: Args,
     ends: (Sender<End>, Receiver<End>),
 }
 
-impl Server {
-    pub(super) fn bind(
-        address: SocketAddr,
-        args: Args,
-        ends: (Sender<End>, Receiver<End>),
-    ) -> io::Result<Self> {
+/// A listening socket of either family.
+///
+/// Its streams are all held as TCP streams: to read, to write and to peek are the same system calls
+/// on every stream socket, and what only TCP knows fails harmlessly.
+#[derive(Debug)]
+struct Listener {
+    socket: Socket,
+    /// The file of a Unix socket, which goes when it does.
+    path: Option<PathBuf>,
+}
+
+impl Listener {
+    fn bind(args: &Args) -> io::Result<Self> {
         // std's listener has a backlog of 128: too short when a thousand clients come at once.
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = std::net::TcpListener::from(socket);
-        Ok(Self { address: listener.local_addr()?, listener, args, ends })
+        let bind = |domain, address: &SockAddr| -> io::Result<Socket> {
+            let socket = Socket::new(domain, Type::STREAM, None)?;
+            socket.set_reuse_address(true)?;
+            socket.bind(address)?;
+            socket.listen(BACKLOG)?;
+            Ok(socket)
+        };
+        let Some(path) = &args.uds else {
+            let address = SocketAddr::new(args.host, args.port);
+            let socket = bind(Domain::for_address(address), &address.into())?;
+            return Ok(Self { socket, path: None });
+        };
+        // A server that crashed has left its file behind.
+        if fs::metadata(path).is_ok_and(|file| file.file_type().is_socket()) {
+            fs::remove_file(path)?;
+        }
+        let socket = bind(Domain::UNIX, &SockAddr::unix(path)?)?;
+        Ok(Self { socket, path: Some(path.clone()) })
     }
 
-    pub(super) const fn address(&self) -> SocketAddr {
-        self.address
+    fn accept(&self) -> io::Result<TcpStream> {
+        let (stream, _) = self.socket.accept()?;
+        let stream = std::net::TcpStream::from(OwnedFd::from(stream));
+        Ok(TcpStream::from(Async::new(stream)?))
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn bind(args: Args, ends: (Sender<End>, Receiver<End>)) -> io::Result<Self> {
+        Ok(Self { listener: Async::new(Listener::bind(&args)?)?, args, ends })
+    }
+
+    /// Where it listens, if that is no file.
+    pub(super) fn address(&self) -> io::Result<SocketAddr> {
+        let address = self.listener.get_ref().socket.local_addr()?;
+        address.as_socket().ok_or_else(|| io::ErrorKind::Unsupported.into())
+    }
+
+    pub(super) fn url(&self) -> String {
+        match (&self.args.uds, self.address()) {
+            (None, Ok(address)) => format!("http://{address}"),
+            (path, _) => format!("unix://{}", path.as_deref().unwrap_or("".as_ref()).display()),
+        }
     }
 
     pub(super) fn model(&self) -> &str {
@@ -161,14 +117,14 @@ impl Server {
 
     /// Serves until told to end; says why it did. All connections close with it.
     pub(super) async fn serve(self) -> io::Result<End> {
-        let (ended, ends) = self.ends;
-        let mock = Rc::new(Mock::new(self.args, ended));
-        let listener = TcpListener::from(Async::new(self.listener)?);
+        let Self { listener, args, ends: (ended, ends) } = self;
+        let (background, jobs) = unbounded();
+        let mock = Rc::new(Mock::new(args, background, ended));
         let tasks = LocalExecutor::new();
         let accepting = async {
             loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => tasks.spawn(connection(stream, Rc::clone(&mock))).detach(),
+                match listener.read_with(Listener::accept).await {
+                    Ok(stream) => tasks.spawn(connection(stream, Rc::clone(&mock))).detach(),
                     Err(error) => {
                         log::warn!(error:% = error; "mock cannot accept");
                         Timer::after(ACCEPT_PAUSE).await;
@@ -176,9 +132,15 @@ impl Server {
                 }
             }
         };
-        // The sender is held by `mock`, so this never fails.
+        // The senders are held by `mock`, so neither of these fails.
+        let working = async {
+            while let Ok(job) = jobs.recv().await {
+                tasks.spawn(job).detach();
+            }
+            pending().await
+        };
         let ending = async { ends.recv().await.unwrap_or(End::Asked) };
-        Ok(ending.or(tasks.run(accepting)).await)
+        Ok(ending.or(tasks.run(accepting.or(working))).await)
     }
 }
 
@@ -194,6 +156,8 @@ pub(super) struct Connection {
     jobs: Sender<Option<Job>>,
     /// Whether the request in hand was understood.
     understood: Cell<bool>,
+    /// Counts the request in hand until its answer has left.
+    load: RefCell<Option<Load>>,
 }
 
 impl Connection {
@@ -202,6 +166,11 @@ impl Connection {
     pub(super) fn watch(&self, job: Option<Job>) {
         // There is room: one request at a time, one call for each.
         let _ = self.jobs.try_send(job);
+    }
+
+    /// The request in hand is work for the model.
+    pub(super) fn carry(&self) {
+        *self.load.borrow_mut() = Some(self.mock.carry());
     }
 
     /// Makes the coming close a reset: what the kernel does when nothing may linger.
@@ -214,7 +183,13 @@ async fn connection(stream: TcpStream, mock: Rc<Mock>) {
     // Every event is to leave at once. It fails when the client is gone already.
     let _ = stream.set_nodelay(true);
     let (jobs, watched) = bounded(1);
-    let this = &Connection { mock, stream: stream.clone(), jobs, understood: Cell::new(false) };
+    let this = &Connection {
+        mock,
+        stream: stream.clone(),
+        jobs,
+        understood: Cell::new(false),
+        load: RefCell::default(),
+    };
     let mut http = Http::new(stream.clone(), |request| {
         this.understood.set(true);
         respond(this, request)
@@ -226,7 +201,9 @@ async fn connection(stream: TcpStream, mock: Rc<Mock>) {
             left(&stream, &watched).await;
             Ok(ConnectionStatus::Close)
         };
-        match exchange.or(leaving).await {
+        let end = exchange.or(leaving).await;
+        this.load.take();
+        match end {
             Ok(ConnectionStatus::KeepAlive) => {}
             Ok(ConnectionStatus::Close) => return,
             Err(()) => {

@@ -42,6 +42,11 @@ pub(super) trait Dialect {
     /// The end of a stream whose engine failed; `false` if this API just breaks off.
     fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool;
 
+    /// The answer that stands for one made in the background, for those that can be.
+    fn queued(&mut self) -> String {
+        String::new()
+    }
+
     /// The whole answer at once.
     fn whole(&mut self, choices: &[Choice], usage: Usage) -> String;
 }

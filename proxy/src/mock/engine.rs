@@ -1,13 +1,17 @@
 //! The simulated engine: who reads a prompt, who speaks, how much was done so far.
 //!
 //! Knows no HTTP and no JSON. A [`Run`] is one request's time in the engine; dropping it early is
-//! the abort. There is no batch limit and no cache: prompts are read one at a time, and everyone
-//! whose prompt is read speaks at full speed.
+//! the abort; an engine that is told to abort lets it end early, as vLLM's does. There is no batch
+//! limit and no cache: prompts are read one at a time, and everyone whose prompt is read speaks at
+//! full speed.
 
 use super::metrics::{Histogram, LATENCY, TTFT};
+use event_listener::Event;
 use smol::Timer;
+use smol::future::FutureExt;
 use smol::lock::Mutex;
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Instant;
 use vllm_proxy_sim::reply::{Finish, Pace, Reply};
@@ -30,12 +34,29 @@ pub(super) struct Counts {
     pub(super) latency: RefCell<Histogram>,
 }
 
+/// A request in the engine, as others see it.
+#[derive(Debug)]
+struct Admitted {
+    /// What clients call it.
+    id: String,
+    /// Whether it is to end.
+    aborted: Rc<Cell<bool>>,
+}
+
 /// One engine, shared by all requests of its server.
 #[derive(Debug)]
 pub(super) struct Engine {
     pub(super) counts: Counts,
     /// Held while a prompt is read.
     reading: Mutex<()>,
+    /// The requests in the engine, in the order in which they came.
+    runs: RefCell<BTreeMap<u64, Admitted>>,
+    /// How many were ever admitted.
+    admitted: Cell<u64>,
+    /// Nobody says a word meanwhile.
+    frozen: Cell<bool>,
+    /// Told when anything changed that somebody may wait for.
+    changed: Event,
 }
 
 fn add(cell: &Cell<u64>, amount: u64) {
@@ -47,7 +68,7 @@ fn take(cell: &Cell<u64>, amount: u64) {
 }
 
 impl Engine {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self {
             counts: Counts {
                 running: Cell::new(0),
@@ -62,19 +83,66 @@ impl Engine {
                 latency: RefCell::new(Histogram::new(LATENCY)),
             },
             reading: Mutex::new(()),
+            runs: RefCell::default(),
+            admitted: Cell::new(0),
+            frozen: Cell::new(false),
+            changed: Event::new(),
+        }
+    }
+
+    /// Ends the requests whose id is chosen; says how many.
+    pub(super) fn abort(&self, chosen: impl Fn(&str) -> bool) -> usize {
+        let runs = self.runs.borrow();
+        let chosen = runs.values().filter(|run| chosen(&run.id));
+        let count = chosen.map(|run| run.aborted.set(true)).count();
+        self.changed.notify(usize::MAX);
+        count
+    }
+
+    /// Holds every request where it is, or lets all go on.
+    pub(super) fn freeze(&self, frozen: bool) {
+        self.frozen.set(frozen);
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Whether no request is in it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.runs.borrow().is_empty()
+    }
+
+    /// Waits until all its requests have ended.
+    pub(super) async fn idle(&self) {
+        self.until(|| self.is_idle()).await;
+    }
+
+    async fn until(&self, reached: impl Fn() -> bool) {
+        loop {
+            let change = self.changed.listen();
+            if reached() {
+                return;
+            }
+            change.await;
         }
     }
 
     /// Takes a request in: `replies` are its sequences, which end together as one batch.
     pub(super) fn admit(
         self: &Rc<Self>,
+        id: &str,
         prompt_tokens: u32,
         replies: Vec<Reply>,
         pace: Pace,
     ) -> Run {
         add(&self.counts.waiting, replies.len() as u64);
+        add(&self.admitted, 1);
+        let number = self.admitted.get();
+        let aborted = Rc::new(Cell::new(false));
+        let admitted = Admitted { id: id.to_owned(), aborted: Rc::clone(&aborted) };
+        self.runs.borrow_mut().insert(number, admitted);
         Run {
             engine: Rc::clone(self),
+            number,
+            aborted,
             prompt_tokens,
             pace,
             admitted: Instant::now(),
@@ -83,6 +151,7 @@ impl Engine {
             step: 0,
             next: 0,
             finished: 0,
+            left: 0,
             replies,
         }
     }
@@ -100,6 +169,13 @@ pub(super) struct Token {
     pub(super) finish: Option<Finish>,
 }
 
+impl Token {
+    /// How many it counts as: the end of what was aborted is none.
+    pub(super) const fn tokens(self) -> u32 {
+        if matches!(self.finish, Some(Finish::Abort)) { 0 } else { 1 }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Stage {
     Waiting,
@@ -111,6 +187,8 @@ enum Stage {
 #[derive(Debug)]
 pub(super) struct Run {
     engine: Rc<Engine>,
+    number: u64,
+    aborted: Rc<Cell<bool>>,
     prompt_tokens: u32,
     replies: Vec<Reply>,
     pace: Pace,
@@ -121,6 +199,8 @@ pub(super) struct Run {
     step: u32,
     next: usize,
     finished: u64,
+    /// Sequences that have been told of their abort.
+    left: usize,
 }
 
 impl Run {
@@ -132,8 +212,38 @@ impl Run {
         self.prompt_tokens
     }
 
-    /// The next token when it is due; `None` after the last.
+    /// The next token when it is due; `None` after the last. If it is aborted, each sequence that
+    /// has not ended ends with an empty one.
     pub(super) async fn next(&mut self) -> Option<Token> {
+        let (engine, aborted) = (Rc::clone(&self.engine), Rc::clone(&self.aborted));
+        if !aborted.get() {
+            let abort = async {
+                engine.until(|| aborted.get()).await;
+                None
+            };
+            let token = self.due().or(abort).await;
+            if token.is_some() || !aborted.get() {
+                return token;
+            }
+        }
+        self.leave()
+    }
+
+    /// The end of the next sequence that was cut off.
+    fn leave(&mut self) -> Option<Token> {
+        while let Some(reply) = self.replies.get(self.left) {
+            let choice = self.left;
+            self.left += 1;
+            let said = if choice < self.next { self.step + 1 } else { self.step };
+            if said < reply.tokens() {
+                let finish = Some(Finish::Abort);
+                return Some(Token { choice, count: said, text: "", finish });
+            }
+        }
+        None
+    }
+
+    async fn due(&mut self) -> Option<Token> {
         let since = match self.stage {
             Stage::Speaking { since } => since,
             Stage::Waiting | Stage::Reading => self.read().await,
@@ -154,11 +264,13 @@ impl Run {
                 }
                 continue;
             };
-            let choice = self.next;
-            self.next += 1;
             if self.step < reply.tokens() {
-                return Some(self.say(choice, reply));
+                let engine = Rc::clone(&self.engine);
+                engine.until(|| !engine.frozen.get()).await;
+                self.next += 1;
+                return Some(self.say(self.next - 1, reply));
             }
+            self.next += 1;
         }
     }
 
@@ -197,6 +309,7 @@ impl Run {
             None => {}
             Some(Finish::Stop) => add(&counts.stopped, 1),
             Some(Finish::Length) => add(&counts.cut_short, 1),
+            // No reply is made to end so; those that do are counted when they leave.
             Some(Finish::Abort) => {}
         }
         if finish.is_some() {
@@ -222,5 +335,7 @@ impl Drop for Run {
         }
         take(&counts.resident, self.resident);
         add(&counts.aborted, sequences - self.finished);
+        self.engine.runs.borrow_mut().remove(&self.number);
+        self.engine.changed.notify(usize::MAX);
     }
 }

@@ -2,12 +2,14 @@
 
 use super::End;
 use super::answers::{Answer, stream};
-use super::connection::{Connection, Job, Mock};
+use super::connection::{Connection, Job};
 use super::dialect::{Choice, Dialect, Trouble, Usage};
 use super::engine::{Engine, Run, Token};
 use super::events::{self, Pieces};
 use super::orders::Ordered;
 use super::request::Ask;
+use super::state::Mock;
+use super::store::Background;
 use http_types::Response;
 use smol::future::pending;
 use std::rc::Rc;
@@ -38,6 +40,14 @@ pub(super) async fn generate(
     };
     let show = Show::begin(mock, &ask, fault);
     let ending = match fault {
+        None if mock.power.refuses() => {
+            let trouble = Trouble::PAUSED;
+            if !ask.stream || ask.background.is_some() {
+                let answer = Answer::error(trouble.status, trouble.kind(), trouble.message, None);
+                return Ok(in_words(answer).into_response());
+            }
+            return Ok(fail(connection, ask.dialect, trouble));
+        }
         None => Ending::Whole,
         Some(Fault::Cut) => Ending::Cut,
         Some(Fault::Stall) => Ending::Stall,
@@ -62,10 +72,16 @@ pub(super) async fn generate(
             pending().await
         }
     };
-    let Ask { stream: streamed, prompt_tokens, replies, pace, after, mut dialect, .. } = ask;
+    let Ask { id, stream: streamed, prompt_tokens, replies, pace, after, mut dialect, .. } = ask;
     let engine: &Rc<Engine> = &mock.engine;
     let total = replies.iter().fold(0, |sum: u32, reply| sum.saturating_add(reply.tokens()));
-    let run = engine.admit(prompt_tokens, replies, pace);
+    let run = engine.admit(&id, prompt_tokens, replies, pace);
+    if let Some(making) = ask.background {
+        let queued = Answer::json(dialect.queued());
+        let work = apart(run, dialect, Rc::clone(&making), show);
+        mock.in_background(Rc::clone(&making).job(work));
+        return Ok(if streamed { making.answer(connection, 0) } else { queued.into_response() });
+    }
     if streamed {
         let (pieces, body) = events::channel();
         let after = match ending {
@@ -133,13 +149,50 @@ async fn whole(mut run: Run, dialect: &mut dyn Dialect) -> String {
         .map(|_| Choice { text: String::new(), finish: Finish::Stop })
         .collect();
     let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
-    while let Some(Token { choice, text, finish, .. }) = run.next().await {
-        let choice = &mut choices[choice];
-        choice.text.push_str(text);
-        choice.finish = finish.unwrap_or(choice.finish);
-        usage.completion += 1;
+    while let Some(token) = run.next().await {
+        let choice = &mut choices[token.choice];
+        choice.text.push_str(token.text);
+        choice.finish = token.finish.unwrap_or(choice.finish);
+        usage.completion += token.tokens();
     }
     dialect.whole(&choices, usage)
+}
+
+/// A stream that begins with its error.
+fn fail(connection: &Connection, mut dialect: Box<dyn Dialect>, trouble: Trouble) -> Response {
+    let (pieces, body) = events::channel();
+    connection.watch(Some(Box::pin(async move {
+        let mut events = Vec::new();
+        dialect.opening(&mut events);
+        let told = dialect.failure(&trouble, &mut events);
+        flush(&mut events, &pieces).await;
+        if !told {
+            let _ = pieces.send(Err(events::cut())).await;
+        }
+    })));
+    stream(body)
+}
+
+/// Makes an answer that nobody waits for.
+async fn apart(mut run: Run, mut dialect: Box<dyn Dialect>, making: Rc<Background>, show: Show) {
+    if !making.is_stream() {
+        whole(run, dialect.as_mut()).await;
+        return show.end();
+    }
+    let mut events = Vec::new();
+    let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
+    dialect.opening(&mut events);
+    while let Some(token) = run.next().await {
+        if usage.completion == 0 {
+            dialect.first(&mut events);
+        }
+        dialect.token(token, &mut events);
+        usage.completion += token.tokens();
+        events.drain(..).for_each(|event| making.push(event));
+    }
+    dialect.closing(usage, &mut events);
+    events.drain(..).for_each(|event| making.push(event));
+    show.end();
 }
 
 /// Writes a stream token by token, until its end or the fault.
@@ -170,7 +223,7 @@ async fn speak(
                 return flush(&mut events, &pieces).await;
             }
         }
-        usage.completion += 1;
+        usage.completion += token.map_or(0, Token::tokens);
         flush(&mut events, &pieces).await;
     }
     let told = match &ending {

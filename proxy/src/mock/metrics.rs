@@ -1,7 +1,7 @@
 //! `GET /metrics`: the part of vLLM's series that a simulated engine can honestly fill, with
 //! vLLM's own names, labels, help texts and number format (seen in 0.32).
 
-use super::connection::Mock;
+use super::state::Mock;
 use std::fmt::Write;
 
 /// Bucket limits of `vllm:time_to_first_token_seconds`.
@@ -123,6 +123,19 @@ pub(super) fn page(mock: &Mock) -> String {
     );
     page.sample(name, "", ",reason=\"capacity\"", counts.waiting.get() as f64);
     page.sample(name, "", ",reason=\"deferred\"", 0.0);
+    let name = "vllm:engine_sleep_state";
+    page.family(
+        name,
+        "gauge",
+        "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; \
+         weights_offloaded = 1 means sleep level 1; discard_all = 1 means sleep level 2.",
+    );
+    for (state, level) in
+        [("awake", None), ("weights_offloaded", Some(1)), ("discard_all", Some(2))]
+    {
+        let value = if mock.power.level() == level { 1.0 } else { 0.0 };
+        page.sample(name, "", &format!(",sleep_state=\"{state}\""), value);
+    }
     page.gauge(
         "vllm:kv_cache_usage_perc",
         "KV-cache usage. 1 means 100 percent usage.",

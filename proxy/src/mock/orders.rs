@@ -2,7 +2,7 @@
 
 use super::answers::Answer;
 use super::check::Fields;
-use super::connection::Mock;
+use super::state::Mock;
 use http_types::StatusCode;
 use serde_json::Value;
 use std::time::Duration;

@@ -4,12 +4,13 @@
 use super::answers::{Answer, created};
 use super::anthropic::Messages;
 use super::check::Fields;
-use super::connection::Mock;
 use super::dialect::Dialect;
 use super::openai::{Chat, Completion, Wording};
 use super::orders::{Ordered, Orders};
 use super::prompt::{ANSWER, Prompt, conversation, conversation_text, prompts, turn};
 use super::responses::Responses;
+use super::state::Mock;
+use super::store::Background;
 use serde_json::Value;
 use std::rc::Rc;
 use vllm_proxy_core::rng::mix;
@@ -22,9 +23,13 @@ const COMPLETION_TOKENS: i64 = 16;
 
 /// One generation, ready for the engine.
 pub(super) struct Ask {
+    /// What the engine calls it.
+    pub(super) id: String,
     /// What its answer names.
     pub(super) model: String,
     pub(super) stream: bool,
+    /// Where it is made, if that is not on the client's connection.
+    pub(super) background: Option<Rc<Background>>,
     pub(super) prompt_tokens: u32,
     pub(super) replies: Vec<Reply>,
     pub(super) pace: Pace,
@@ -158,8 +163,9 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
     let orders = Orders::read(mock, &fields)?;
     let prompt = conversation(&fields, None, messages)?;
     let bounds = length.bounds(mock, orders.natural, &prompt)?;
+    let id = format!("chatcmpl-{id}");
     let wording = Wording {
-        id: format!("chatcmpl-{id}"),
+        id: id.clone(),
         created: created(),
         model: model.clone(),
         fingerprint: mock.fingerprint(),
@@ -169,8 +175,10 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
         continuous: options.continuous,
     };
     Ok(Ask {
+        id,
         model,
         stream,
+        background: None,
         prompt_tokens: prompt.tokens,
         replies: replies(mock, &prompt, bounds, seed, 0, n).collect(),
         pace: orders.pace,
@@ -206,8 +214,9 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
     }
     let prompt_tokens =
         prompts.iter().fold(0, |sum: u32, prompt| sum.saturating_add(prompt.tokens));
+    let id = format!("cmpl-{id}");
     let wording = Wording {
-        id: format!("cmpl-{id}"),
+        id: id.clone(),
         created: created(),
         model: model.clone(),
         fingerprint: mock.fingerprint(),
@@ -217,8 +226,10 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
         continuous: options.continuous,
     };
     Ok(Ask {
+        id,
         model,
         stream,
+        background: None,
         prompt_tokens,
         replies: all,
         pace: orders.pace,
@@ -243,20 +254,18 @@ pub(super) fn messages(mock: &Mock, mut fields: Fields<'_>, id: String) -> Resul
         let orders = Orders::read(mock, &fields)?;
         let prompt = conversation(&fields, fields.value("system"), messages)?;
         let bounds = length.bounds(mock, orders.natural, &prompt)?;
+        let id = format!("chatcmpl-{id}");
         Ok(Ask {
+            id: id.clone(),
             model: model.clone(),
             stream,
+            background: None,
             prompt_tokens: prompt.tokens,
             replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
             pace: orders.pace,
             fault: orders.fault,
             after: orders.after,
-            dialect: Box::new(Messages {
-                id: format!("chatcmpl-{id}"),
-                model,
-                prompt: prompt.tokens,
-                finish: None,
-            }),
+            dialect: Box::new(Messages { id, model, prompt: prompt.tokens, finish: None }),
         })
     };
     ask().map_err(Answer::anthropic)
@@ -301,16 +310,25 @@ pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, 
     let own_id = fields.string("request_id");
     let length = Length::read(&mut fields, &["max_output_tokens"]);
     let stream = fields.flag("stream");
+    let background = fields.flag("background");
+    let store = fields.value("store").is_none() || fields.flag("store");
+    if background && !store {
+        let message = "background can only be used when `store` is true (parameter=background)";
+        return Err(Answer::refused(message, Some("background")));
+    }
     fields.done()?;
     let model = mock.serves(model)?;
+    if background && !mock.args.response_store {
+        let message = "This vLLM engine does not support `store=True` and therefore does not \
+                       support the background mode. To enable these features, set the environment \
+                       variable `VLLM_ENABLE_RESPONSES_API_STORE=1` when launching the vLLM \
+                       server.";
+        return Err(Answer::error(400, "invalid_request_error", message, Some("background")));
+    }
     let orders = Orders::read(mock, &fields)?;
     let mut text = match previous {
         None => String::new(),
-        Some(id) => {
-            let store = mock.responses.borrow();
-            let stored = store.iter().find(|stored| stored.id == id);
-            stored.ok_or_else(|| Answer::unknown_response(id))?.conversation.clone()
-        }
+        Some(id) => mock.responses.borrow().find(id)?.conversation.clone(),
     };
     let turns: &[Value] = match fields.value("input") {
         Some(Value::Array(items)) => items,
@@ -327,16 +345,20 @@ pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, 
     let prompt = Prompt::of(text);
     let bounds = length.bounds(mock, orders.natural, &prompt)?;
     let json = |text: Option<&str>| text.map_or("null".to_owned(), super::answers::quote);
+    let id = own_id.map_or_else(|| format!("resp_{}", mock.hex()), str::to_owned);
+    let background = background.then(|| Background::new(stream));
     Ok(Ask {
+        id: id.clone(),
         model: model.clone(),
         stream,
+        background: background.clone(),
         prompt_tokens: prompt.tokens,
         replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
         pace: orders.pace,
         fault: orders.fault,
         after: orders.after,
         dialect: Box::new(Responses {
-            id: own_id.map_or_else(|| format!("resp_{}", mock.hex()), str::to_owned),
+            id,
             item: format!("msg_{}", mock.hex()),
             created: created(),
             model,
@@ -347,6 +369,8 @@ pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, 
             text: String::new(),
             finish: None,
             sequence: 0,
+            background,
+            store: store && mock.args.response_store,
             mock: Rc::clone(mock),
         }),
     })

@@ -1,28 +1,13 @@
 //! The words of /v1/responses (field order as seen in 0.32; the last event's name as in 0.33).
 
 use super::answers::quote;
-use super::connection::Mock;
 use super::dialect::{Choice, Dialect, Trouble, Usage, typed};
 use super::engine::Token;
-use std::collections::VecDeque;
+use super::state::Mock;
+use super::store::{Background, Stored};
 use std::fmt::Write;
 use std::rc::Rc;
 use vllm_proxy_sim::reply::Finish;
-
-/// Responses kept at most; vLLM keeps all.
-const STORED_MAX: usize = 1_024;
-
-/// A response that can be asked for again.
-#[derive(Clone, Debug)]
-pub(super) struct Stored {
-    pub(super) id: String,
-    /// The whole conversation up to its end, as a prompt holds it.
-    pub(super) conversation: String,
-    pub(super) json: String,
-}
-
-/// The responses kept, latest last.
-pub(super) type Store = VecDeque<Stored>;
 
 /// /v1/responses
 pub(super) struct Responses {
@@ -41,17 +26,26 @@ pub(super) struct Responses {
     pub(super) finish: Option<Finish>,
     /// Number of the next event.
     pub(super) sequence: u32,
+    /// Where it is made, if that is not on the client's connection.
+    pub(super) background: Option<Rc<Background>>,
+    /// Whether it is kept.
+    pub(super) store: bool,
 }
 
 impl Responses {
     /// The response object: in progress without `usage`, else finished.
     fn object(&self, usage: Option<Usage>) -> String {
+        self.object_as("in_progress", usage)
+    }
+
+    fn object_as(&self, unfinished: &str, usage: Option<Usage>) -> String {
+        let background = self.background.is_some();
         let Self { created, instructions, previous, max_output_tokens, .. } = self;
         let (id, model) = (quote(&self.id), quote(&self.model));
         let short = usage.is_some() && self.finish == Some(Finish::Length);
         let incomplete = if short { r#"{"reason":"max_output_tokens"}"# } else { "null" };
         let status = match usage {
-            None => "in_progress",
+            None => unfinished,
             Some(_) if short => "incomplete",
             Some(_) => "completed",
         };
@@ -63,7 +57,7 @@ impl Responses {
             )
         });
         format!(
-            r#"{{"id":{id},"created_at":{created},"incomplete_details":{incomplete},"instructions":{instructions},"metadata":null,"model":{model},"object":"response","output":[{output}],"parallel_tool_calls":true,"temperature":1.0,"tool_choice":"none","tools":[],"top_p":1.0,"background":false,"max_output_tokens":{max_output_tokens},"max_tool_calls":null,"previous_response_id":{previous},"prompt":null,"reasoning":null,"service_tier":"auto","status":"{status}","text":null,"top_logprobs":null,"truncation":"disabled","usage":{usage},"user":null,"presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,"input_messages":null,"output_messages":null}}"#
+            r#"{{"id":{id},"created_at":{created},"incomplete_details":{incomplete},"instructions":{instructions},"metadata":null,"model":{model},"object":"response","output":[{output}],"parallel_tool_calls":true,"temperature":1.0,"tool_choice":"none","tools":[],"top_p":1.0,"background":{background},"max_output_tokens":{max_output_tokens},"max_tool_calls":null,"previous_response_id":{previous},"prompt":null,"reasoning":null,"service_tier":"auto","status":"{status}","text":null,"top_logprobs":null,"truncation":"disabled","usage":{usage},"user":null,"presence_penalty":0.0,"frequency_penalty":0.0,"kv_transfer_params":null,"ec_transfer_params":null,"input_messages":null,"output_messages":null}}"#
         )
     }
 
@@ -93,16 +87,13 @@ impl Responses {
         format!(r#""item_id":{}"#, quote(&self.item))
     }
 
-    fn store(&self, json: String) {
-        if !self.mock.args.store_responses {
-            return;
+    fn keep(&self, json: String) {
+        if self.store {
+            let conversation = format!("{}{}<|im_end|>\n", self.prompt, self.text);
+            let (id, background) = (self.id.clone(), self.background.clone());
+            let stored = Stored { id, conversation, json, background };
+            self.mock.responses.borrow_mut().keep(stored);
         }
-        let mut store = self.mock.responses.borrow_mut();
-        if store.len() == STORED_MAX {
-            store.pop_front();
-        }
-        let conversation = format!("{}{}<|im_end|>\n", self.prompt, self.text);
-        store.push_back(Stored { id: self.id.clone(), conversation, json });
     }
 }
 
@@ -154,11 +145,17 @@ impl Dialect for Responses {
             Some(Finish::Stop | Finish::Abort) | None => "response.completed",
         };
         self.event(kind, &format!(r#""response":{object}"#), "", events);
-        self.store(object);
+        self.keep(object);
     }
 
     fn failure(&mut self, _trouble: &Trouble, _events: &mut Vec<String>) -> bool {
         false
+    }
+
+    fn queued(&mut self) -> String {
+        let object = self.object_as("queued", None);
+        self.keep(object.clone());
+        object
     }
 
     fn whole(&mut self, choices: &[Choice], usage: Usage) -> String {
@@ -167,7 +164,7 @@ impl Dialect for Responses {
             self.finish = Some(choice.finish);
         }
         let object = self.object(Some(usage));
-        self.store(object.clone());
+        self.keep(object.clone());
         object
     }
 }

@@ -1,16 +1,16 @@
 //! vLLM's routes, as far as the mock has them: who answers a path, and what comes before that
 //! (keys, CORS, trailing slashes, methods).
 
+use super::adapters;
 use super::answers::{Answer, quote};
 use super::check::{Fields, object};
-use super::connection::{Connection, Mock};
+use super::connection::Connection;
+use super::dev::{self, Dev};
 use super::generate::generate;
-use super::prompt::token_ids;
-use super::request;
-use super::{answers, metrics};
+use super::state::Mock;
+use super::{Args, metrics, request, store, tokens};
 use http_types::{Method, Request, Response};
-use std::fmt::Write;
-use vllm_proxy_sim::reply::{detokenize, tokenize};
+use serde_json::{Map, Value};
 
 /// Who answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +27,7 @@ enum Route {
     Response,
     CancelResponse,
     ScaleOut,
+    Dev(Dev),
 }
 
 /// The routes that read a JSON body.
@@ -39,6 +40,36 @@ enum Reader {
     Messages,
     CountTokens,
     Responses,
+}
+
+impl Route {
+    /// Whether a server with these options has it.
+    const fn is_there(self, args: &Args) -> bool {
+        match self {
+            Self::Dev(_) => args.dev_mode,
+            Self::Health
+            | Self::Ping
+            | Self::Load
+            | Self::Version
+            | Self::KvEventSources
+            | Self::Models
+            | Self::Metrics
+            | Self::Reads(_)
+            | Self::Response
+            | Self::CancelResponse
+            | Self::ScaleOut => true,
+        }
+    }
+
+    /// Whether `/load` counts its requests.
+    const fn is_load(self) -> bool {
+        matches!(
+            self,
+            Self::Reads(Reader::Chat | Reader::Completions | Reader::Messages | Reader::Responses)
+                | Self::Response
+                | Self::CancelResponse
+        )
+    }
 }
 
 /// Path, method, and who answers. `{id}` stands for one segment.
@@ -63,6 +94,41 @@ const ROUTES: &[(&str, Method, Route)] = &[
     ("/v1/messages/render", Method::Post, Route::ScaleOut),
     ("/v1/responses/render", Method::Post, Route::ScaleOut),
     ("/inference/v1/generate", Method::Post, Route::ScaleOut),
+    ("/sleep", Method::Post, Route::Dev(Dev::Sleep)),
+    ("/wake_up", Method::Post, Route::Dev(Dev::WakeUp)),
+    ("/is_sleeping", Method::Get, Route::Dev(Dev::IsSleeping)),
+    ("/release_kv_cache_memory", Method::Post, Route::Dev(Dev::ReleaseKvCache)),
+    ("/pause", Method::Post, Route::Dev(Dev::Pause)),
+    ("/resume", Method::Post, Route::Dev(Dev::Resume)),
+    ("/is_paused", Method::Get, Route::Dev(Dev::IsPaused)),
+    ("/abort_requests", Method::Post, Route::Dev(Dev::AbortRequests)),
+    ("/reset_prefix_cache", Method::Post, Route::Dev(Dev::ResetPrefixCache)),
+    ("/reset_mm_cache", Method::Post, Route::Dev(Dev::ResetOther)),
+    ("/reset_encoder_cache", Method::Post, Route::Dev(Dev::ResetOther)),
+    ("/server_info", Method::Get, Route::Dev(Dev::ServerInfo)),
+    ("/collective_rpc", Method::Post, Route::Dev(Dev::CollectiveRpc)),
+    ("/get_world_size", Method::Get, Route::Dev(Dev::WorldSize)),
+    ("/weight_info", Method::Get, Route::Dev(Dev::WeightInfo)),
+    ("/weight_checker", Method::Post, Route::Dev(Dev::WeightChecker)),
+    ("/update_weight_version", Method::Post, Route::Dev(Dev::UpdateWeightVersion)),
+    ("/start_weight_update", Method::Post, Route::Dev(Dev::Weights("Weight update started"))),
+    (
+        "/start_draft_weight_update",
+        Method::Post,
+        Route::Dev(Dev::Weights("Draft weight update started")),
+    ),
+    ("/finish_weight_update", Method::Post, Route::Dev(Dev::FinishWeightUpdate)),
+    (
+        "/init_weight_transfer_engine",
+        Method::Post,
+        Route::Dev(Dev::WeightsOf("init_info", "Weight transfer initialized")),
+    ),
+    (
+        "/shutdown_weight_transfer_engine",
+        Method::Post,
+        Route::Dev(Dev::Weights("Weight transfer shut down")),
+    ),
+    ("/update_weights", Method::Post, Route::Dev(Dev::WeightsOf("update_info", "Weights updated"))),
 ];
 
 /// Paths below which --api-key is asked for.
@@ -77,7 +143,7 @@ struct Found {
     id: String,
 }
 
-fn find(path: &str) -> Option<Found> {
+fn find(args: &Args, path: &str) -> Option<Found> {
     if path == "/metrics" || path.starts_with("/metrics/") {
         let (route, method) = (Route::Metrics, Method::Get);
         return Some(Found { route, path: "/metrics", method, id: String::new() });
@@ -95,7 +161,8 @@ fn find(path: &str) -> Option<Found> {
         });
         (same && segments.next().is_none()).then_some(id)
     };
-    ROUTES.iter().find_map(|(pattern, method, route)| {
+    let there = ROUTES.iter().filter(|(_, _, route)| route.is_there(args));
+    there.into_iter().find_map(|(pattern, method, route)| {
         let id = matches(pattern)?;
         Some(Found { route: *route, path: pattern, method: *method, id })
     })
@@ -107,8 +174,9 @@ pub(super) async fn respond(
     mut request: Request,
 ) -> http_types::Result<Response> {
     let method = request.method();
-    let path = percent_decoded(request.url().path());
-    let found = find(&path);
+    let path = plain(&connection.mock, request.url().path());
+    let args = &connection.mock.args;
+    let found = find(args, &path);
     let allowed = found.as_ref().is_some_and(|found| {
         let post_too = found.route == Route::Ping && method == Method::Post;
         found.method == method || post_too || found.route == Route::Metrics
@@ -117,7 +185,7 @@ pub(super) async fn respond(
         (Some(answer), _) => answer.into_response(),
         (None, Some(found)) if allowed => handle(connection, &mut request, found).await?,
         (None, Some(found)) => Answer::wrong_method(name(found.method)).into_response(),
-        (None, None) => elsewhere(&request, &path).into_response(),
+        (None, None) => elsewhere(args, &request, &path).into_response(),
     };
     let status = u16::from(response.status());
     let handler = found.filter(|_| allowed).map_or("none", |found| found.path);
@@ -133,19 +201,34 @@ fn before(mock: &Mock, request: &Request, path: &str) -> Option<Answer> {
         let preflight = has("origin") && has("access-control-request-method");
         return preflight.then(Answer::preflight);
     }
-    let key = mock.args.api_key.as_deref()?;
-    let shown = request.header("authorization").and_then(|value| {
-        let (scheme, key) = value.as_str().split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.to_owned())
+    let shown = request.header("authorization").map(|value| value.as_str());
+    (!lets_in(mock, path, shown)).then(Answer::unauthorized)
+}
+
+/// Whether this value of `Authorization` opens the path.
+fn lets_in(mock: &Mock, path: &str, shown: Option<&str>) -> bool {
+    let Some(key) = mock.args.api_key.as_deref() else { return true };
+    let shown = shown.and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(key)
     });
-    let guarded = GUARDED.iter().any(|prefix| path.starts_with(prefix));
-    (guarded && shown.as_deref() != Some(key)).then(Answer::unauthorized)
+    !GUARDED.iter().any(|prefix| path.starts_with(prefix)) || shown == Some(key)
+}
+
+/// A path without escapes and without --root-path, as routes are compared to it.
+fn plain(mock: &Mock, path: &str) -> String {
+    let path = percent_decoded(path);
+    let root = mock.args.root_path.as_deref().unwrap_or_default();
+    match path.strip_prefix(root) {
+        Some(below) if below.starts_with('/') => below.to_owned(),
+        Some(_) | None => path,
+    }
 }
 
 /// A path that no route has: a slash too many, or nothing at all.
-fn elsewhere(request: &Request, path: &str) -> Answer {
+fn elsewhere(args: &Args, request: &Request, path: &str) -> Answer {
     match path.strip_suffix('/') {
-        Some(shorter) if find(shorter).is_some() => {
+        Some(shorter) if find(args, shorter).is_some() => {
             let url = request.url();
             let host = request.host().unwrap_or_default();
             let query = url.query().map_or(String::new(), |query| format!("?{query}"));
@@ -166,23 +249,40 @@ async fn handle(
     found: &Found,
 ) -> http_types::Result<Response> {
     let mock = &connection.mock;
+    if found.route.is_load() {
+        connection.carry();
+    }
     let answer = match found.route {
         Route::Health | Route::Ping => Answer::empty(),
-        Route::Load => Answer::json(r#"{"server_load":0}"#.to_owned()),
+        Route::Load => Answer::json(format!(r#"{{"server_load":{}}}"#, mock.load())),
         Route::Version => Answer::json(format!(r#"{{"version":{}}}"#, quote(&mock.args.version))),
-        Route::KvEventSources => Answer::json("{}".to_owned()),
-        Route::Models => Answer::json(models(mock)),
+        Route::KvEventSources => Answer::json(event_sources(&mock.args)),
+        Route::Models => Answer::json(adapters::models(mock)),
         Route::Metrics => {
             let text = "text/plain; version=1.0.0; charset=utf-8";
             Answer::text(text, metrics::page(mock))
         }
-        Route::Response => response(mock, &found.id),
-        Route::CancelResponse => match response(mock, &found.id) {
-            found if found.is_success() => {
-                Answer::refused("Cannot cancel a synchronous response.", Some("response_id"))
-            }
-            unknown => unknown,
-        },
+        Route::Response => {
+            let query = query(request);
+            let answer = store::read(connection, &found.id, &query);
+            return Ok(answer.unwrap_or_else(Answer::into_response));
+        }
+        Route::CancelResponse => mock.responses.borrow_mut().cancel(&found.id),
+        Route::Dev(dev) => {
+            let body = request.body_bytes().await?;
+            let tags: Vec<_> = request
+                .url()
+                .query_pairs()
+                .filter_map(|(name, value)| (name == "tags").then(|| value.into_owned()))
+                .collect();
+            let asked = dev::Asked {
+                query: &query(request),
+                tags: &tags,
+                content_type: request.header("content-type").map(|value| value.as_str()),
+                body: &body,
+            };
+            dev::answer(connection, dev, asked).await
+        }
         Route::ScaleOut => Answer::error(
             403,
             "PermissionDeniedError",
@@ -218,9 +318,9 @@ async fn read(
         Reader::Completions => (request::completions(mock, fields, id), |answer| answer),
         Reader::Responses => (request::responses(mock, fields), |answer| answer),
         Reader::Messages => (request::messages(mock, fields, id), Answer::anthropic),
-        Reader::Tokenize => return Ok(either(tokenized(mock, fields))),
-        Reader::Detokenize => return Ok(either(detokenized(mock, fields))),
-        Reader::CountTokens => return Ok(either(counted(mock, fields))),
+        Reader::Tokenize => return Ok(either(tokens::tokenized(mock, fields)).into_response()),
+        Reader::Detokenize => return Ok(either(tokens::detokenized(mock, fields)).into_response()),
+        Reader::CountTokens => return Ok(either(tokens::counted(mock, fields)).into_response()),
     };
     match ask {
         Ok(ask) => generate(connection, ask, in_words).await,
@@ -229,74 +329,24 @@ async fn read(
 }
 
 /// Good or bad, it is an answer.
-fn either(answer: Result<Answer, Answer>) -> Response {
-    answer.unwrap_or_else(|refused| refused).into_response()
+fn either(answer: Result<Answer, Answer>) -> Answer {
+    answer.unwrap_or_else(|refused| refused)
 }
 
-fn counted(mock: &Mock, fields: Fields<'_>) -> Result<Answer, Answer> {
-    let count = request::counted(mock, fields)?.tokens;
-    Ok(Answer::json(format!(
-        r#"{{"input_tokens":{count},"context_management":{{"original_input_tokens":{count}}}}}"#
-    )))
+/// The parameters of the query; of equal ones the last.
+fn query(request: &Request) -> Map<String, Value> {
+    let pairs = request.url().query_pairs();
+    pairs.map(|(name, value)| (name.into_owned(), Value::from(&*value))).collect()
 }
 
-fn tokenized(mock: &Mock, mut fields: Fields<'_>) -> Result<Answer, Answer> {
-    let names = fields.flag("return_token_strs");
-    let prompt = request::tokenized(mock, fields)?;
-    let text = prompt.text.as_str();
-    let ids: Vec<_> = tokenize(text).map(|id| id.to_string()).collect();
-    let names = if names {
-        let names: Vec<_> = tokenize(text).map(|id| quote(&detokenize([id]))).collect();
-        format!("[{}]", names.join(","))
-    } else {
-        "null".to_owned()
-    };
-    let (count, room) = (ids.len(), mock.args.max_model_len);
-    Ok(Answer::json(format!(
-        r#"{{"count":{count},"max_model_len":{room},"tokens":[{}],"token_strs":{names}}}"#,
-        ids.join(",")
-    )))
-}
-
-fn detokenized(mock: &Mock, mut fields: Fields<'_>) -> Result<Answer, Answer> {
-    let model = fields.string("model");
-    fields.require("tokens");
-    let ids = fields.list("tokens").unwrap_or_default();
-    fields.done()?;
-    mock.serves(model)?;
-    let text = quote(&detokenize(token_ids(ids)));
-    Ok(Answer::json(format!(r#"{{"prompt":{text}}}"#)))
-}
-
-fn response(mock: &Mock, id: &str) -> Answer {
-    let store = mock.responses.borrow();
-    store
-        .iter()
-        .find(|stored| stored.id == id)
-        .map_or_else(|| Answer::unknown_response(id), |stored| Answer::json(stored.json.clone()))
-}
-
-/// `GET /v1/models`: times and permission ids are made at each call, as vLLM does.
-fn models(mock: &Mock) -> String {
-    let created = answers::created();
-    let root = quote(mock.args.canonical());
-    let room = mock.args.max_model_len.to_string();
-    let mut cards = String::new();
-    let mut card = |id: &str, root: &str, parent: &str, room: &str| {
-        let comma = if cards.is_empty() { "" } else { "," };
-        let (id, permission) = (quote(id), mock.hex());
-        let _ = write!(
-            cards,
-            r#"{comma}{{"id":{id},"object":"model","created":{created},"owned_by":"vllm","root":{root},"parent":{parent},"max_model_len":{room},"permission":[{{"id":"modelperm-{permission}","object":"model_permission","created":{created},"allow_create_engine":false,"allow_sampling":true,"allow_logprobs":true,"allow_search_indices":false,"allow_view":true,"allow_fine_tuning":false,"organization":"*","group":null,"is_blocking":false}}]}}"#
-        );
-    };
-    for model in &mock.args.models {
-        card(model, &root, "null", &room);
-    }
-    for lora in &mock.args.loras {
-        card(lora, &quote(&format!("/adapters/{lora}")), &root, "null");
-    }
-    format!(r#"{{"object":"list","data":[{cards}]}}"#)
+/// `GET /kv_event_sources`: one rank, if it publishes.
+fn event_sources(args: &Args) -> String {
+    args.kv_events.as_ref().map_or("{}".to_owned(), |endpoint| {
+        let endpoint = quote(endpoint);
+        format!(
+            r#"{{"0":{{"enable_kv_cache_events":true,"publisher":"zmq","endpoint":{endpoint},"replay_endpoint":null,"buffer_steps":10000,"hwm":100000,"max_queue_size":100000,"topic":""}}}}"#
+        )
+    })
 }
 
 /// `%41` to `A`; what is not an escape stays.
