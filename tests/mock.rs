@@ -1,6 +1,8 @@
 //! `vllm-proxy mock` and `vllm-proxy demo`, seen from the outside: does a mock answer as vLLM does,
 //! and fail as ordered?
 
+#[path = "mock/adapters.rs"]
+mod adapters;
 #[path = "mock/demo.rs"]
 mod demo;
 #[path = "mock/dev.rs"]

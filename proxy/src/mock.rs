@@ -50,6 +50,7 @@ Timing:
 Routes that vLLM has only with some options:
   --dev-mode: an engine that is paused or asleep answers 503, in streams by an event. There is one
   worker, and whatever /collective_rpc asks of it, it returns the first argument.
+  --runtime-lora: no adapter is found at a path that ends in /missing.
 
 Orders within a request:
   The JSON field \"mock\" of a request, which a real vLLM ignores, overrides the options:
@@ -182,6 +183,11 @@ pub(crate) struct Args {
     /// Have the routes that vLLM has with VLLM_SERVER_DEV_MODE=1: /sleep, /pause, /collective_rpc..
     #[arg(long, help_heading = "vLLM")]
     pub(crate) dev_mode: bool,
+
+    /// Have the routes that load and unload adapters, as vLLM has with
+    /// VLLM_ALLOW_RUNTIME_LORA_UPDATING=1
+    #[arg(long, help_heading = "vLLM")]
+    pub(crate) runtime_lora: bool,
 
     /// Count requests in hand for /load (vLLM: --enable-server-load-tracking)
     #[arg(long, help_heading = "vLLM")]

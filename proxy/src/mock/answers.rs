@@ -53,6 +53,11 @@ impl Answer {
         Self::text("application/json", body)
     }
 
+    /// Text of no type, as starlette sends bare strings.
+    pub(super) fn plain(body: String) -> Self {
+        Self { body, ..Self::empty() }
+    }
+
     /// What the web framework says by itself.
     pub(super) fn detail(status: u16, detail: &str) -> Self {
         Self::json(format!(r#"{{"detail":{}}}"#, quote(detail))).with_status(status)

@@ -27,6 +27,8 @@ enum Route {
     Response,
     CancelResponse,
     ScaleOut,
+    RegisterAdapter,
+    UnregisterAdapter,
     Dev(Dev),
 }
 
@@ -40,12 +42,17 @@ enum Reader {
     Messages,
     CountTokens,
     Responses,
+    LoadAdapter,
+    UnloadAdapter,
 }
 
 impl Route {
     /// Whether a server with these options has it.
     const fn is_there(self, args: &Args) -> bool {
         match self {
+            Self::Reads(Reader::LoadAdapter | Reader::UnloadAdapter)
+            | Self::RegisterAdapter
+            | Self::UnregisterAdapter => args.runtime_lora,
             Self::Dev(_) => args.dev_mode,
             Self::Health
             | Self::Ping
@@ -94,6 +101,10 @@ const ROUTES: &[(&str, Method, Route)] = &[
     ("/v1/messages/render", Method::Post, Route::ScaleOut),
     ("/v1/responses/render", Method::Post, Route::ScaleOut),
     ("/inference/v1/generate", Method::Post, Route::ScaleOut),
+    ("/v1/load_lora_adapter", Method::Post, Route::Reads(Reader::LoadAdapter)),
+    ("/v1/unload_lora_adapter", Method::Post, Route::Reads(Reader::UnloadAdapter)),
+    ("/adapters", Method::Post, Route::RegisterAdapter),
+    ("/adapters/{id}", Method::Delete, Route::UnregisterAdapter),
     ("/sleep", Method::Post, Route::Dev(Dev::Sleep)),
     ("/wake_up", Method::Post, Route::Dev(Dev::WakeUp)),
     ("/is_sleeping", Method::Get, Route::Dev(Dev::IsSleeping)),
@@ -240,7 +251,13 @@ fn elsewhere(args: &Args, request: &Request, path: &str) -> Answer {
 }
 
 const fn name(method: Method) -> &'static str {
-    if matches!(method, Method::Post) { "POST" } else { "GET" }
+    if matches!(method, Method::Post) {
+        "POST"
+    } else if matches!(method, Method::Delete) {
+        "DELETE"
+    } else {
+        "GET"
+    }
 }
 
 async fn handle(
@@ -252,6 +269,10 @@ async fn handle(
     if found.route.is_load() {
         connection.carry();
     }
+    let alias = |request: &Request| {
+        let alias = request.header("x-amzn-sagemaker-adapter-alias");
+        alias.map(|alias| alias.as_str().to_owned())
+    };
     let answer = match found.route {
         Route::Health | Route::Ping => Answer::empty(),
         Route::Load => Answer::json(format!(r#"{{"server_load":{}}}"#, mock.load())),
@@ -268,6 +289,14 @@ async fn handle(
             return Ok(answer.unwrap_or_else(Answer::into_response));
         }
         Route::CancelResponse => mock.responses.borrow_mut().cancel(&found.id),
+        Route::RegisterAdapter => {
+            let (alias, query) = (alias(request), query(request));
+            let body = request.body_bytes().await?;
+            either(adapters::registered(mock, alias.as_deref(), query, &body))
+        }
+        Route::UnregisterAdapter => {
+            either(adapters::unregistered(mock, alias(request).as_deref(), &found.id))
+        }
         Route::Dev(dev) => {
             let body = request.body_bytes().await?;
             let tags: Vec<_> = request
@@ -321,6 +350,10 @@ async fn read(
         Reader::Tokenize => return Ok(either(tokens::tokenized(mock, fields)).into_response()),
         Reader::Detokenize => return Ok(either(tokens::detokenized(mock, fields)).into_response()),
         Reader::CountTokens => return Ok(either(tokens::counted(mock, fields)).into_response()),
+        Reader::LoadAdapter => return Ok(either(adapters::loaded(mock, fields)).into_response()),
+        Reader::UnloadAdapter => {
+            return Ok(either(adapters::unloaded(mock, fields)).into_response());
+        }
     };
     match ask {
         Ok(ask) => generate(connection, ask, in_words).await,
