@@ -3,6 +3,8 @@
 
 #[path = "mock/adapters.rs"]
 mod adapters;
+#[path = "mock/audio.rs"]
+mod audio;
 #[path = "mock/demo.rs"]
 mod demo;
 #[path = "mock/dev.rs"]

@@ -7,12 +7,14 @@
 mod adapters;
 mod answers;
 mod anthropic;
+mod audio;
 mod check;
 mod connection;
 mod dev;
 mod dialect;
 mod engine;
 mod events;
+mod form;
 mod generate;
 mod metrics;
 mod openai;
@@ -51,6 +53,7 @@ Routes that vLLM has only with some options:
   --dev-mode: an engine that is paused or asleep answers 503, in streams by an event. There is one
   worker, and whatever /collective_rpc asks of it, it returns the first argument.
   --runtime-lora: no adapter is found at a path that ends in /missing.
+  --transcription: texts begin with the name and the size of the file.
 
 Orders within a request:
   The JSON field \"mock\" of a request, which a real vLLM ignores, overrides the options:
@@ -71,6 +74,7 @@ Orders within a request:
       \"none\"         no fault, whatever the options say
     \"after\": N      tokens of a stream before cut, stall (default: half of them) or event (0)
     \"status\": N     code of that event (default: 500)
+  Forms take it as a field of this name that holds JSON.
 
 Examples:
   vllm-proxy mock --port 8001 --model demo/chat-8b
@@ -188,6 +192,10 @@ pub(crate) struct Args {
     /// VLLM_ALLOW_RUNTIME_LORA_UPDATING=1
     #[arg(long, help_heading = "vLLM")]
     pub(crate) runtime_lora: bool,
+
+    /// Have /v1/audio/transcriptions and /v1/audio/translations, as models of speech have
+    #[arg(long, help_heading = "vLLM")]
+    pub(crate) transcription: bool,
 
     /// Count requests in hand for /load (vLLM: --enable-server-load-tracking)
     #[arg(long, help_heading = "vLLM")]

@@ -143,8 +143,13 @@ impl<'a> Fields<'a> {
 
     /// Whether a field is missing; null is not missing, and has the wrong type.
     pub(super) fn require(&mut self, name: &str) {
+        self.require_of(name, self.body.len());
+    }
+
+    /// The same, where pydantic counts fields that were not given.
+    pub(super) fn require_of(&mut self, name: &str, fields: usize) {
         if !self.body.contains_key(name) {
-            let input = format!("<dict of {} items>", self.body.len());
+            let input = format!("<dict of {fields} items>");
             self.complaints.push(missing(&format!("{}.{name}", self.place), input));
         }
     }
@@ -177,7 +182,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Complains that the field is none of these words.
-    fn no_such_word(&mut self, name: &str, words: &[&'static str]) {
+    pub(super) fn no_such_word(&mut self, name: &str, words: &[&'static str]) {
         let quoted: Vec<_> = words.iter().map(|word| python_string(word)).collect();
         let expected = match quoted.as_slice() {
             [most @ .., last] if !most.is_empty() => format!("{} or {last}", most.join(", ")),

@@ -68,7 +68,7 @@ impl Wording {
     }
 }
 
-fn usage_fields(usage: Usage) -> String {
+pub(super) fn usage_fields(usage: Usage) -> String {
     let (prompt, total, completion) = (usage.prompt, usage.total(), usage.completion);
     format!(r#""prompt_tokens":{prompt},"total_tokens":{total},"completion_tokens":{completion}"#)
 }
@@ -79,7 +79,7 @@ fn finish(token: Token) -> String {
 }
 
 /// vLLM makes this event with Python's `json.dumps`, which puts spaces.
-fn failure(trouble: &Trouble, kind: &str, events: &mut Vec<String>) -> bool {
+pub(super) fn failure(trouble: &Trouble, kind: &str, events: &mut Vec<String>) -> bool {
     let (message, status) = (quote(trouble.message), trouble.status);
     events.push(data(&format!(
         r#"{{"error": {{"message": {message}, "type": "{kind}", "param": null, "code": {status}}}}}"#

@@ -131,7 +131,7 @@ fn check_choices(n: i64) -> Result<u32, Answer> {
 }
 
 /// The replies to one prompt: choices `first..first + n` of the request.
-fn replies(
+pub(super) fn replies(
     mock: &Mock,
     prompt: &Prompt,
     bounds: Bounds,

@@ -3,12 +3,13 @@
 
 use super::adapters;
 use super::answers::{Answer, quote};
+use super::audio::{self, Task};
 use super::check::{Fields, object};
 use super::connection::Connection;
 use super::dev::{self, Dev};
 use super::generate::generate;
 use super::state::Mock;
-use super::{Args, metrics, request, store, tokens};
+use super::{Args, form, metrics, request, store, tokens};
 use http_types::{Method, Request, Response};
 use serde_json::{Map, Value};
 
@@ -29,6 +30,7 @@ enum Route {
     ScaleOut,
     RegisterAdapter,
     UnregisterAdapter,
+    Audio(Task),
     Dev(Dev),
 }
 
@@ -53,6 +55,7 @@ impl Route {
             Self::Reads(Reader::LoadAdapter | Reader::UnloadAdapter)
             | Self::RegisterAdapter
             | Self::UnregisterAdapter => args.runtime_lora,
+            Self::Audio(_) => args.transcription,
             Self::Dev(_) => args.dev_mode,
             Self::Health
             | Self::Ping
@@ -75,6 +78,7 @@ impl Route {
             Self::Reads(Reader::Chat | Reader::Completions | Reader::Messages | Reader::Responses)
                 | Self::Response
                 | Self::CancelResponse
+                | Self::Audio(_)
         )
     }
 }
@@ -105,6 +109,8 @@ const ROUTES: &[(&str, Method, Route)] = &[
     ("/v1/unload_lora_adapter", Method::Post, Route::Reads(Reader::UnloadAdapter)),
     ("/adapters", Method::Post, Route::RegisterAdapter),
     ("/adapters/{id}", Method::Delete, Route::UnregisterAdapter),
+    ("/v1/audio/transcriptions", Method::Post, Route::Audio(Task::Transcribe)),
+    ("/v1/audio/translations", Method::Post, Route::Audio(Task::Translate)),
     ("/sleep", Method::Post, Route::Dev(Dev::Sleep)),
     ("/wake_up", Method::Post, Route::Dev(Dev::WakeUp)),
     ("/is_sleeping", Method::Get, Route::Dev(Dev::IsSleeping)),
@@ -297,6 +303,7 @@ async fn handle(
         Route::UnregisterAdapter => {
             either(adapters::unregistered(mock, alias(request).as_deref(), &found.id))
         }
+        Route::Audio(task) => return hear(connection, request, task).await,
         Route::Dev(dev) => {
             let body = request.body_bytes().await?;
             let tags: Vec<_> = request
@@ -357,6 +364,24 @@ async fn read(
     };
     match ask {
         Ok(ask) => generate(connection, ask, in_words).await,
+        Err(answer) => Ok(answer.into_response()),
+    }
+}
+
+/// Reads a form with sound in it, and answers what it asks.
+async fn hear(
+    connection: &Connection,
+    request: &mut Request,
+    task: Task,
+) -> http_types::Result<Response> {
+    let mock = &connection.mock;
+    let header = |name| request.header(name).map(|value| value.as_str().to_owned());
+    let (content_type, given_id) = (header("content-type"), header("x-request-id"));
+    let id = given_id.unwrap_or_else(|| mock.hex());
+    let body = request.body_bytes().await?;
+    let form = form::read(content_type.as_deref().unwrap_or_default(), &body);
+    match form.and_then(|form| audio::ask(mock, task, form, &id)) {
+        Ok(ask) => generate(connection, ask, |answer| answer).await,
         Err(answer) => Ok(answer.into_response()),
     }
 }
