@@ -17,6 +17,8 @@ mod flow;
 mod layout;
 #[path = "mock/options.rs"]
 mod options;
+#[path = "mock/realtime.rs"]
+mod realtime;
 #[path = "mock/responses.rs"]
 mod responses;
 #[path = "mock/routes.rs"]

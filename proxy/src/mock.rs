@@ -21,12 +21,15 @@ mod openai;
 mod orders;
 mod power;
 mod prompt;
+mod realtime;
 mod request;
 mod responses;
 mod routes;
 mod state;
 mod store;
 mod tokens;
+mod websocket;
+mod wire;
 
 use crate::stop;
 use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
@@ -54,6 +57,7 @@ Routes that vLLM has only with some options:
   worker, and whatever /collective_rpc asks of it, it returns the first argument.
   --runtime-lora: no adapter is found at a path that ends in /missing.
   --transcription: texts begin with the name and the size of the file.
+  --realtime: each piece of audio is heard as one word.
 
 Orders within a request:
   The JSON field \"mock\" of a request, which a real vLLM ignores, overrides the options:
@@ -196,6 +200,10 @@ pub(crate) struct Args {
     /// Have /v1/audio/transcriptions and /v1/audio/translations, as models of speech have
     #[arg(long, help_heading = "vLLM")]
     pub(crate) transcription: bool,
+
+    /// Have the websocket /v1/realtime, as models of speech have that hear while one speaks
+    #[arg(long, help_heading = "vLLM")]
+    pub(crate) realtime: bool,
 
     /// Count requests in hand for /load (vLLM: --enable-server-load-tracking)
     #[arg(long, help_heading = "vLLM")]

@@ -198,6 +198,10 @@ impl Client {
         self.stream.write_all(request.as_bytes()).expect("it listens");
     }
 
+    pub(crate) fn send_bytes(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).expect("it listens");
+    }
+
     pub(crate) fn half_close(&self) {
         self.stream.shutdown(Shutdown::Write).expect("it is open");
     }
@@ -226,10 +230,16 @@ impl Client {
     }
 
     /// Takes `length` bytes, or fewer at the end of the stream.
-    fn exactly(&mut self, length: usize) -> std::io::Result<Vec<u8>> {
+    pub(crate) fn exactly(&mut self, length: usize) -> std::io::Result<Vec<u8>> {
         while self.read.len() < length && self.more()? {}
         let rest = self.read.split_off(length.min(self.read.len()));
         Ok(std::mem::replace(&mut self.read, rest))
+    }
+
+    /// All that comes until the end of the stream.
+    pub(crate) fn rest(&mut self) -> String {
+        while self.more().expect("an orderly end") {}
+        String::from_utf8(std::mem::take(&mut self.read)).expect("it is text")
     }
 
     /// The head of an answer: status and header lines. `None` if the connection ends instead.

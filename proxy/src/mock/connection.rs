@@ -1,10 +1,13 @@
 //! The server's sockets: listening, one task a connection, and noticing that a client has left.
 //!
-//! async-h1 speaks HTTP. It does not look at the socket while an answer is being made, so the work
-//! on an answer races with a `peek` here; when the client has left all of it is dropped at once.
+//! async-h1 speaks HTTP, and who wants a websocket is handed over before it reads a byte. It does
+//! not look at the socket while an answer is being made, so the work on an answer races with a
+//! `peek` here; when the client has left all of it is dropped at once.
 
 use super::routes::respond;
 use super::state::{Load, Mock};
+use super::websocket::{self, Upgrade};
+use super::wire::Wire;
 use super::{Args, End};
 use async_h1::server::{ConnectionStatus, Server as Http};
 use smol::channel::{Receiver, Sender, bounded, unbounded};
@@ -190,11 +193,15 @@ async fn connection(stream: TcpStream, mock: Rc<Mock>) {
         understood: Cell::new(false),
         load: RefCell::default(),
     };
-    let mut http = Http::new(stream.clone(), |request| {
+    let wire = Wire::new(stream.clone());
+    let mut http = Http::new(wire.clone(), |request| {
         this.understood.set(true);
         respond(this, request)
     });
     loop {
+        if let Some(upgrade) = Upgrade::wanted(&wire.head().await) {
+            return websocket::serve(&this.mock, wire, &upgrade).await;
+        }
         this.understood.set(false);
         let exchange = async { http.accept_one().await.map_err(drop) };
         let leaving = async {
@@ -215,7 +222,7 @@ async fn connection(stream: TcpStream, mock: Rc<Mock>) {
         }
         // Where the answer was there before anyone watched.
         let _ = watched.try_recv();
-        if !speaks_again(&stream).await {
+        if !wire.has_more() && !speaks_again(&stream).await {
             return;
         }
     }

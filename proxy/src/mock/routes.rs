@@ -223,7 +223,7 @@ fn before(mock: &Mock, request: &Request, path: &str) -> Option<Answer> {
 }
 
 /// Whether this value of `Authorization` opens the path.
-fn lets_in(mock: &Mock, path: &str, shown: Option<&str>) -> bool {
+pub(super) fn lets_in(mock: &Mock, path: &str, shown: Option<&str>) -> bool {
     let Some(key) = mock.args.api_key.as_deref() else { return true };
     let shown = shown.and_then(|value| {
         let (scheme, key) = value.split_once(' ')?;
@@ -233,7 +233,7 @@ fn lets_in(mock: &Mock, path: &str, shown: Option<&str>) -> bool {
 }
 
 /// A path without escapes and without --root-path, as routes are compared to it.
-fn plain(mock: &Mock, path: &str) -> String {
+pub(super) fn plain(mock: &Mock, path: &str) -> String {
     let path = percent_decoded(path);
     let root = mock.args.root_path.as_deref().unwrap_or_default();
     match path.strip_prefix(root) {
