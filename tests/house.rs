@@ -301,3 +301,20 @@ fn comments_fit_into_100_columns() {
     }
     assert_none("comments of more than 100 columns", &wide);
 }
+
+/// The README tells what becomes of each route: every row of the table in `wire/routes.rs`.
+#[test]
+fn every_route_is_documented() {
+    let routes = fs::read_to_string(root().join("core/src/wire/routes.rs")).expect("it exists");
+    let readme = fs::read_to_string(root().join("README.md")).expect("it exists");
+    let rows = routes.lines().filter_map(|line| line.trim().strip_prefix("(\"")?.split_once("\","));
+    let paths: BTreeSet<&str> = rows.filter_map(|(_, rest)| rest.split('"').nth(1)).collect();
+    assert!(paths.len() > 60, "the table is not where it was");
+    let missing: Vec<_> = paths
+        .into_iter()
+        .filter(|path| !readme.contains(&format!("{}`", path.replace("/{}", "/{id}"))))
+        .filter(|path| !readme.contains(&format!("{path}`")))
+        .map(ToOwned::to_owned)
+        .collect();
+    assert_none("routes that the README does not tell of", &missing);
+}
