@@ -35,6 +35,8 @@ mod leaving;
 mod many;
 #[path = "end_to_end/memory.rs"]
 mod memory;
+#[path = "end_to_end/realtime.rs"]
+mod realtime;
 #[path = "end_to_end/relay.rs"]
 mod relay;
 #[path = "end_to_end/routing.rs"]

@@ -104,7 +104,11 @@ impl Engine {
             return Decision::Answer(Answer::method_not_allowed(allow));
         }
         match request.who {
-            Who::Backend => self.forward(request, patient, unsure, now),
+            Who::Realtime if request.model.is_none() && unsure => later(now),
+            Who::Realtime if request.model.is_none() && !self.fleet.serves_alike() => {
+                Decision::Accept
+            }
+            Who::Backend | Who::Realtime => self.forward(request, patient, unsure, now),
             Who::Owner | Who::Each | Who::Every | Who::Named if unsure => later(now),
             Who::Owner => self.search(request, None, now),
             Who::Each | Who::Every | Who::Named => self.gather(request),

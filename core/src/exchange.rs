@@ -13,7 +13,8 @@
 //! answer has begun. Of an answer it keeps the head until the first byte of the body, and the whole
 //! of one that is not the last word (a 500, a 503, a stream that begins with an error, some 404s),
 //! of at most 64 KiB, while another backend is tried; of what several backends answer, all; of a
-//! websocket, one read towards the backend.
+//! websocket, one read towards the backend, and what it says before it names a model, of at most
+//! 1 MiB.
 //! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
 
 mod attempt;
@@ -23,6 +24,7 @@ mod events;
 mod flow;
 mod gather;
 mod pipe;
+mod realtime;
 mod request;
 mod response;
 mod scanner;
@@ -39,6 +41,7 @@ use crate::route::{Decision, Doubt, Echo, Failure, Outcome, Route, Share, Ticket
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
+use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -49,6 +52,7 @@ use deadlines::LINGER_MAX;
 use flow::shrink;
 use gather::Gather;
 use pipe::Pipe;
+use realtime::Realtime;
 use request::Request;
 
 /// What a client may send ahead of its turn (pipelining) before it is read no further. That it
@@ -72,6 +76,8 @@ enum Phase {
     Later(Instant),
     /// A backend has the request, or is being connected to.
     Upstream,
+    /// We accepted a websocket that has named no model yet.
+    Nameless,
     /// Both sides switched to a websocket: everything passes.
     Piped(Pipe),
     /// Several backends have it.
@@ -138,6 +144,8 @@ pub struct Exchange {
     /// Which answers are not the last word on the request under way.
     doubt: Option<Doubt>,
     after: After,
+    /// A websocket that we accepted, until a backend has it.
+    realtime: Option<Box<Realtime>>,
     orders: VecDeque<Order>,
     pieces: VecDeque<Piece>,
     /// Our own bytes for the client, of which `out_sent` have been handed over.
@@ -167,6 +175,7 @@ impl Exchange {
             kept: None,
             doubt: None,
             after: After::NextRequest,
+            realtime: None,
             orders: VecDeque::new(),
             pieces: VecDeque::new(),
             out: Vec::new(),
@@ -217,6 +226,9 @@ impl Exchange {
             Input::Gathered(said) => self.gathered(said, now),
             Input::Drain(drain) => {
                 self.drain = self.drain.max(drain);
+                if self.drain == Drain::Closing {
+                    self.nameless_stops(now);
+                }
                 if self.drain == Drain::Closing && self.is_idle() {
                     if self.requests > 0 {
                         self.close(false);
@@ -293,6 +305,7 @@ impl Exchange {
             | Phase::Upstream
             | Phase::Gathering(_)
             | Phase::Answered => self.ahead.len() < AHEAD_BYTES_MAX,
+            Phase::Nameless => !self.client_owes_reading(),
             Phase::Piped(_) => self.pipes_client(),
             Phase::Closed => false,
         };
@@ -384,8 +397,12 @@ impl Exchange {
                 self.orders.push_back(Order::Connect);
             }
             Decision::Later(at) => self.phase = Phase::Later(at),
+            Decision::Accept => self.accept_websocket(now),
             Decision::Answer(answer) => self.answer(&answer, now),
             Decision::Gather(gathering) => self.gather(gathering, now),
+            Decision::Refuse(refusal) if self.realtime.is_some() => {
+                self.nameless_refused(&refusal, now);
+            }
             Decision::Refuse(refusal) => match self.kept.take() {
                 Some(kept) => {
                     self.out.extend_from_slice(&kept.bytes);

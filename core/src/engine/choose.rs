@@ -6,7 +6,7 @@ use super::{Engine, later};
 use crate::fleet::{Backend, BackendId};
 use crate::route::{
     Candidate, Decision, Doubt, Held, Pool, Question, Reason, Refusal, RequestMeta, Retry, Route,
-    Ticket, Tried, Work, pick,
+    Ticket, Tried, Who, Work, pick,
 };
 use crate::time::Instant;
 use crate::wire::answers::Answer;
@@ -62,6 +62,10 @@ impl Engine {
             return Decision::Refuse(Refusal::Starting);
         }
         let refusal = self.unknown_model(name);
+        if request.who == Who::Realtime {
+            // It has said nothing else that a backend could object to.
+            return Decision::Refuse(refusal);
+        }
         let route = if resolvers {
             self.first_choice(request, Pool::Resolvers, now)
         } else {

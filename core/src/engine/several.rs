@@ -44,6 +44,7 @@ impl Engine {
             | Who::Every
             | Who::Backend
             | Who::Owner
+            | Who::Realtime
             | Who::Health
             | Who::Models
             | Who::Version => {}

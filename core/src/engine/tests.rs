@@ -3,6 +3,7 @@
 mod accounting;
 mod knowledge;
 mod membership;
+mod realtime;
 mod retries;
 mod several;
 mod stored;
@@ -169,7 +170,8 @@ fn forwarded(decision: Decision) -> Route {
         other @ (Decision::Answer(_)
         | Decision::Gather(_)
         | Decision::Refuse(_)
-        | Decision::Later(_)) => {
+        | Decision::Later(_)
+        | Decision::Accept) => {
             panic!("not forwarded: {other:?}")
         }
     }
@@ -182,7 +184,8 @@ fn refused(decision: Decision) -> Refusal {
         other @ (Decision::Answer(_)
         | Decision::Gather(_)
         | Decision::Forward(_)
-        | Decision::Later(_)) => {
+        | Decision::Later(_)
+        | Decision::Accept) => {
             panic!("not refused: {other:?}")
         }
     }
@@ -195,7 +198,8 @@ fn answered(decision: Decision) -> (u16, String) {
         other @ (Decision::Refuse(_)
         | Decision::Gather(_)
         | Decision::Forward(_)
-        | Decision::Later(_)) => {
+        | Decision::Later(_)
+        | Decision::Accept) => {
             panic!("not answered: {other:?}")
         }
     }

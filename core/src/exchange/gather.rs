@@ -61,6 +61,7 @@ impl Exchange {
             Who::Each => Some(READ_LIMIT),
             Who::Backend
             | Who::Owner
+            | Who::Realtime
             | Who::Every
             | Who::Named
             | Who::Health

@@ -4,10 +4,12 @@
 //! Knows nothing of frames.
 
 use super::deadlines::LINGER_MAX;
+use super::realtime::Greeting;
 use super::{End, Exchange, Order, Phase, Piece, shrink};
 use crate::config::Limits;
 use crate::route::Outcome;
 use crate::time::{Instant, Wake};
+use alloc::boxed::Box;
 
 /// The status that says so.
 pub(super) const SWITCHING: u16 = 101;
@@ -24,17 +26,23 @@ pub(super) struct Pipe {
     asked_at: Instant,
     /// The client will send nothing more, in order.
     client_ended: bool,
+    /// What the backend says first, where it is not for the client.
+    greeting: Option<Box<Greeting>>,
 }
 
 impl Exchange {
-    /// The backend switches: its head passes, and from now on everything does.
+    /// The backend switches: its head passes, unless we said one already, and from now on
+    /// everything does.
     pub(super) fn switched(&mut self, head: &[u8], bytes: &[u8], from: usize, now: Instant) {
-        self.out.extend_from_slice(head);
+        let greeting = self.take_over().map(Box::new);
+        if greeting.is_none() {
+            self.out.extend_from_slice(head);
+        }
         self.doubt = None;
         self.request.forget_bytes();
         self.give_back();
         self.orders.push_back(Order::FirstByte);
-        self.phase = Phase::Piped(Pipe { sent: 0, asked_at: now, client_ended: false });
+        self.phase = Phase::Piped(Pipe { sent: 0, asked_at: now, client_ended: false, greeting });
         self.piped_upstream_bytes(bytes, from);
     }
 
@@ -63,7 +71,18 @@ impl Exchange {
             && self.attempt.is_some()
     }
 
-    pub(super) fn piped_upstream_bytes(&mut self, bytes: &[u8], from: usize) {
+    pub(super) fn piped_upstream_bytes(&mut self, bytes: &[u8], mut from: usize) {
+        if let Phase::Piped(pipe) = &mut self.phase
+            && let Some(mut greeting) = pipe.greeting.take()
+        {
+            let (used, known) = greeting.read(&bytes[from..]);
+            from += used;
+            match known {
+                None => pipe.greeting = Some(greeting),
+                Some(true) => {}
+                Some(false) => self.out.extend_from_slice(&greeting.into_said()),
+            }
+        }
         if from < bytes.len() {
             self.pieces.push_back(Piece { own_until: self.out.len(), read: from..bytes.len() });
         }

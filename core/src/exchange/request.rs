@@ -3,6 +3,7 @@
 //! Owns the request's bytes. Knows nothing of answers.
 
 use super::deadlines::RESERVE_AGAIN;
+use super::realtime::{Key, handshake_key};
 use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
 use crate::fleet::BackendSpec;
@@ -64,6 +65,8 @@ pub(super) struct Request {
     pub(super) keep_alive: bool,
     pub(super) is_head: bool,
     pub(super) offers_websocket: bool,
+    /// Where we may have to accept the websocket ourselves.
+    pub(super) websocket_key: Option<Key>,
     expects_continue: bool,
     pub(super) share: Share,
     wanted: u64,
@@ -148,6 +151,16 @@ impl Request {
         *self = Self { message, start, headers, share, ..Self::default() };
     }
 
+    /// The websocket that it became names its model.
+    pub(super) fn name(&mut self, model: String, now: Instant) {
+        self.scan.model = Some(model);
+        self.since = now;
+    }
+
+    pub(super) fn replace_headers(&mut self, by: impl FnOnce(&[u8]) -> Vec<u8>) {
+        self.headers = by(&self.headers);
+    }
+
     /// Gives back the bytes, since the request will not be sent again. What is known stays.
     pub(super) fn forget_bytes(&mut self) {
         self.message.clear();
@@ -223,6 +236,7 @@ impl Exchange {
             | Phase::Answered => {
                 self.ahead.extend_from_slice(bytes);
             }
+            Phase::Nameless => self.nameless_bytes(bytes, now),
             Phase::Piped(_) => self.piped_client_bytes(bytes, now),
             Phase::Lingering { at_most, .. } => {
                 let until = at_most.min(now + self.limits.linger);
@@ -302,7 +316,13 @@ impl Exchange {
         let target = &request.start[request.method_len..];
         let routes::Found { rule, name } = routes::find(head.method, target);
         request.offers_websocket = head.offers_websocket;
-        let rule = if head.offers_websocket { rule.of_websocket() } else { rule };
+        let mut rule = rule;
+        if head.offers_websocket {
+            let is_realtime = rule.model == ModelAt::Event;
+            request.websocket_key = handshake_key(head.headers).filter(|_| is_realtime);
+            let ours = request.websocket_key.is_some();
+            rule = rule.of_websocket(if ours { Who::Realtime } else { Who::Backend });
+        }
         (request.rule, request.name) = (Some(rule), name);
         let header = |name| forward::header(head.headers, name);
         match rule.model {

@@ -108,7 +108,7 @@ impl Exchange {
                     // Nobody asked to switch protocols.
                     return self.fail(Failure::Nonsense);
                 }
-                if minor == 1 {
+                if minor == 1 && self.realtime.is_none() {
                     self.out.extend_from_slice(&emitted);
                 }
                 attempt.head_end = HeadEnd::default();
@@ -124,6 +124,9 @@ impl Exchange {
                 let answer = answer.clone();
                 self.drop_attempt(Outcome::Done(status));
                 return self.answer(&answer, now);
+            }
+            if self.realtime.is_some() {
+                return self.websocket_refused(status, now);
             }
             let again = self.request.meta().retry == Retry::BeforeFirstByte;
             let hold = match status {

@@ -8,6 +8,7 @@ mod harness;
 mod leaving;
 mod own;
 mod pipe;
+mod realtime;
 mod requests;
 mod splits;
 mod stopping;

@@ -7,7 +7,7 @@ use super::{Backend, Fleet, Lost, find};
 use crate::fleet::{BackendId, State};
 use crate::time::Instant;
 use crate::wire::probe::ModelCard;
-use alloc::borrow::Cow;
+use alloc::borrow::{Cow, ToOwned};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -130,6 +130,15 @@ impl Fleet {
     /// Whether any backend takes requests.
     pub(crate) fn any_serves(&self) -> bool {
         self.backends.iter().any(Backend::serves)
+    }
+
+    /// Whether it makes no difference, to a request for any base model, who takes it.
+    pub(crate) fn serves_alike(&self) -> bool {
+        let mut serving = self.backends.iter().filter(|backend| backend.serves());
+        let names =
+            |backend: &Backend| backend.bases().map(ToOwned::to_owned).collect::<BTreeSet<_>>();
+        let Some(first) = serving.next().map(names) else { return true };
+        serving.all(|backend| names(backend) == first)
     }
 
     /// Sees that every list is fresh; false while that is under way. Backends that are down are

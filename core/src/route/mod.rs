@@ -39,6 +39,9 @@ pub enum Who {
     Models,
     /// The proxy: the backends' version, the lowest if they differ.
     Version,
+    /// A backend, of a websocket that names its model only when it is open: as long as it has not,
+    /// [`RequestMeta::model`] is `None`, and the proxy may have to accept it.
+    Realtime,
 }
 
 /// When a request may be sent to another backend.
@@ -96,6 +99,8 @@ pub enum Decision {
     Answer(Answer),
     /// Ask these backends, side by side, and merge what they say.
     Gather(Gathering),
+    /// The proxy accepts the websocket, and asks again when that has named its model.
+    Accept,
     /// Nobody can take it.
     Refuse(Refusal),
     /// Not known yet (the first round of probes, or a refresh of the model lists, is under way):

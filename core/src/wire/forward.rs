@@ -250,6 +250,18 @@ pub fn own_answer(out: &mut Vec<u8>, answer: &Answer, setting: &Setting) {
     }
 }
 
+/// Appends our own consent to a websocket, as uvicorn gives it. `accept` is the
+/// `Sec-WebSocket-Accept`.
+pub fn own_switch(out: &mut Vec<u8>, accept: &[u8], unix_secs: u64) {
+    status_line(out, 101, reason(101).as_bytes());
+    line(out, "Upgrade", b"websocket");
+    line(out, "Connection", b"Upgrade");
+    line(out, "Sec-WebSocket-Accept", accept);
+    line(out, "date", &http_date(unix_secs));
+    line(out, "server", b"uvicorn");
+    out.extend_from_slice(b"\r\n");
+}
+
 /// What an answer of our own is an answer to.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Setting {

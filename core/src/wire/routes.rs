@@ -36,8 +36,8 @@ pub struct Rule {
 impl Rule {
     /// The same for a request that would switch to a websocket. vLLM looks for it in a table of its
     /// own, and says 403 of every path that is not there. It has effects that nobody knows.
-    pub const fn of_websocket(self) -> Self {
-        Self { shape: self.shape, model: self.model, ..ONCE }
+    pub const fn of_websocket(self, who: Who) -> Self {
+        Self { who, shape: self.shape, model: self.model, ..ONCE }
     }
 }
 

@@ -51,6 +51,11 @@ pub fn text(out: &mut Vec<u8>, text: &str, mask: Option<[u8; 4]>) {
     frame(out, TEXT, text.as_bytes(), mask);
 }
 
+/// Appends bytes in one frame, like [`text`].
+pub fn binary(out: &mut Vec<u8>, data: &[u8], mask: Option<[u8; 4]>) {
+    frame(out, BINARY, data, mask);
+}
+
 /// Appends the answer to a ping of this content.
 pub fn pong(out: &mut Vec<u8>, payload: &[u8], mask: Option<[u8; 4]>) {
     frame(out, PONG, payload.get(..CONTROL_BYTES_MAX).unwrap_or(payload), mask);

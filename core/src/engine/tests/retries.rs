@@ -20,7 +20,10 @@ fn fail(rig: &mut Rig, retry: Retry, failures: &[Failure]) -> (Vec<u32>, Option<
                 assert!(rig.engine.tickets.is_empty());
                 return (tried, Some(refusal));
             }
-            other @ (Decision::Answer(_) | Decision::Gather(_) | Decision::Later(_)) => {
+            other @ (Decision::Answer(_)
+            | Decision::Gather(_)
+            | Decision::Later(_)
+            | Decision::Accept) => {
                 panic!("{other:?}")
             }
         }

@@ -11,7 +11,8 @@ fn gathered(decision: Decision) -> Vec<u32> {
         other @ (Decision::Forward(_)
         | Decision::Answer(_)
         | Decision::Refuse(_)
-        | Decision::Later(_)) => panic!("nobody is asked: {other:?}"),
+        | Decision::Later(_)
+        | Decision::Accept) => panic!("nobody is asked: {other:?}"),
     }
 }
 

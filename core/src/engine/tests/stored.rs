@@ -19,7 +19,10 @@ fn search(rig: &mut Rig, who: Who, response: &str) -> Vec<(u32, Reason)> {
         match rig.engine.reroute(route.ticket, Failure::Elsewhere, rig.now) {
             Decision::Forward(next) => route = next,
             Decision::Refuse(_) => return tried,
-            other @ (Decision::Answer(_) | Decision::Gather(_) | Decision::Later(_)) => {
+            other @ (Decision::Answer(_)
+            | Decision::Gather(_)
+            | Decision::Later(_)
+            | Decision::Accept) => {
                 panic!("{other:?}")
             }
         }
@@ -112,7 +115,9 @@ fn forwarded_or_answered(decision: Decision) -> &'static str {
             "forwarded"
         }
         Decision::Answer(_) => "answered",
-        Decision::Gather(_) | Decision::Refuse(_) | Decision::Later(_) => "neither",
+        Decision::Gather(_) | Decision::Refuse(_) | Decision::Later(_) | Decision::Accept => {
+            "neither"
+        }
     }
 }
 

@@ -1,0 +1,184 @@
+//! `/v1/realtime` between an independent client and servers that behave as vLLM's: where they serve
+//! different models, the first message chooses.
+
+use crate::backend::{Backend, Then};
+use crate::proxy::{Proxy, Runtime, on_every_runtime};
+use crate::wire::{PATIENCE, Wire, assert_bytes, framed, header};
+use std::net::TcpStream;
+use tungstenite::handshake::derive_accept_key;
+use tungstenite::protocol::frame::coding::CloseCode;
+use tungstenite::protocol::{CloseFrame, Role};
+use tungstenite::{Message, WebSocket};
+
+/// A server of one model: greets, and says whose it is and what it hears.
+fn server(model: &'static str) -> Backend {
+    Backend::scripted(&[model], move |wire, asked| {
+        let key = header(&asked.head, "sec-websocket-key").expect("it is an offer");
+        wire.send(format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {}\r\nserver: uvicorn\r\n\r\n",
+            derive_accept_key(key.as_bytes())
+        ));
+        let mut socket = WebSocket::from_raw_socket(wire.stream(), Role::Server, None);
+        let created = format!(r#"{{"type":"session.created","id":"sess-{model}","created":1}}"#);
+        socket.send(Message::text(created)).expect("the client reads");
+        while let Ok(message) = socket.read() {
+            if let Message::Text(text) = message {
+                socket.send(Message::text(format!("{model}: {text}"))).expect("it reads");
+            }
+        }
+        Then::Close
+    })
+}
+
+type Client = WebSocket<TcpStream>;
+
+fn connect(proxy: &Proxy) -> Client {
+    let stream = TcpStream::connect(proxy.address).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let (socket, answer) = tungstenite::client("ws://proxy.test/v1/realtime", stream).unwrap();
+    assert_eq!(answer.status(), 101);
+    socket
+}
+
+#[track_caller]
+fn hears(socket: &mut Client) -> String {
+    socket.read().unwrap().into_text().unwrap().to_string()
+}
+
+fn update(model: &str) -> Message {
+    Message::text(format!(r#"{{"type":"session.update","model":"{model}"}}"#))
+}
+
+const APPEND: &str = r#"{"type":"input_audio_buffer.append","audio":"AAAA"}"#;
+
+fn the_first_message_chooses(runtime: Runtime) {
+    let (a, b) = (server("a"), server("b"));
+    let proxy = Proxy::start(runtime, &[&a, &b]);
+    for model in ["a", "b", "b", "a"] {
+        let mut socket = connect(&proxy);
+        let created = hears(&mut socket);
+        assert!(created.starts_with(r#"{"type":"session.created","id":"sess-"#), "{created}");
+        assert_ne!(
+            created,
+            format!(r#"{{"type":"session.created","id":"sess-{model}","created":1}}"#)
+        );
+        socket.send(Message::text(APPEND)).unwrap();
+        socket.send(Message::text("{")).unwrap();
+        assert_eq!(
+            hears(&mut socket),
+            r#"{"type":"error","error":"Invalid JSON","code":"invalid_json"}"#
+        );
+        socket.send(update("c")).unwrap();
+        assert_eq!(
+            hears(&mut socket),
+            r#"{"type":"error","error":"The model `c` does not exist.","code":"model_not_found"}"#
+        );
+        socket.send(Message::Ping("p".into())).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::Pong("p".into()));
+        socket.send(update(model)).unwrap();
+        assert_eq!(hears(&mut socket), format!("{model}: {APPEND}"));
+        assert_eq!(hears(&mut socket), format!("{model}: {}", update(model)));
+        socket.send(Message::text("x".repeat(3 << 20))).unwrap();
+        assert_eq!(hears(&mut socket).len(), (3 << 20) + 3);
+        let reason = CloseFrame { code: CloseCode::Normal, reason: "done".into() };
+        socket.close(Some(reason.clone())).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::Close(Some(reason)));
+        assert!(matches!(socket.read(), Err(tungstenite::Error::ConnectionClosed)));
+    }
+    assert_eq!((a.requests(), b.requests()), (2, 2));
+}
+
+fn servers_that_serve_the_same_answer_themselves(runtime: Runtime) {
+    let servers = [server("a"), server("a")];
+    let proxy = Proxy::start(runtime, &[&servers[0], &servers[1]]);
+    let mut socket = connect(&proxy);
+    assert_eq!(hears(&mut socket), r#"{"type":"session.created","id":"sess-a","created":1}"#);
+    let forbidden = b"HTTP/1.1 403 Forbidden\r\nDate: never\r\nContent-Length: 0\r\n\r\n";
+    let other = Backend::answering(&["m"], move |_| forbidden.to_vec());
+    let proxy = Proxy::start(runtime, &[&other]);
+    let mut client = proxy.client();
+    client.send(
+        "GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    );
+    assert_bytes(&client.answer().unwrap().raw, forbidden);
+}
+
+fn a_server_that_refuses_ends_it(runtime: Runtime) {
+    for (status, code) in
+        [("401 Unauthorized", CloseCode::Policy), ("404 Not Found", CloseCode::Error)]
+    {
+        let (a, b) = (server("a"), Backend::answering(&["b"], move |_| framed(status, "no")));
+        let proxy = Proxy::start(runtime, &[&a, &b]);
+        let mut socket = connect(&proxy);
+        hears(&mut socket);
+        socket.send(update("b")).unwrap();
+        let words = format!("The backend refused the connection with status {}.", &status[..3]);
+        assert_eq!(
+            hears(&mut socket),
+            format!(r#"{{"type":"error","error":"{words}","code":"processing_error"}}"#)
+        );
+        let Message::Close(Some(frame)) = socket.read().unwrap() else { panic!("not closed") };
+        assert_eq!(frame.code, code);
+        a.assert_untouched();
+    }
+}
+
+fn a_server_that_is_gone_ends_it(runtime: Runtime) {
+    let (a, mut b) = (server("a"), server("b"));
+    let proxy = Proxy::start(runtime, &[&a, &b]);
+    let mut socket = connect(&proxy);
+    hears(&mut socket);
+    b.stop();
+    socket.send(update("b")).unwrap();
+    assert!(hears(&mut socket).contains("No backend of the model `b` is up."));
+    let Message::Close(Some(frame)) = socket.read().unwrap() else { panic!("not closed") };
+    assert_eq!(frame.code, CloseCode::Error);
+}
+
+/// All at once, as no library would: what lies behind each step is not lost.
+fn a_client_that_does_not_wait(runtime: Runtime) {
+    let (a, b) = (server("a"), server("b"));
+    let proxy = Proxy::start(runtime, &[&a, &b]);
+    let frame = |text: &str| {
+        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
+        frame.extend_from_slice(text.as_bytes());
+        frame
+    };
+    let mut client: Wire = proxy.client();
+    let offer = b"GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+        Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+    let named = r#"{"type":"session.update","model":"b"}"#;
+    client.send(
+        [&offer[..], &frame(APPEND), &frame(named), &frame("last"), b"\x88\x80abcd"].concat(),
+    );
+    let head = String::from_utf8(client.head().unwrap()).unwrap();
+    let (fixed, date) = head.split_once("date: ").unwrap();
+    assert_eq!(
+        fixed,
+        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n"
+    );
+    assert!(date.ends_with(" GMT\r\nserver: uvicorn\r\n\r\n"), "{date}");
+    client.until(b"session.created").unwrap();
+    client.until(format!("b: {APPEND}").as_bytes()).unwrap();
+    client.until(format!("b: {named}").as_bytes()).unwrap();
+    client.until(b"b: last").unwrap();
+    // And the close is answered by the server.
+    let (rest, _) = client.rest();
+    assert_bytes(&rest, b"\x88\x00");
+    let head = String::from_utf8(b.heads().remove(0)).unwrap();
+    assert!(!head.contains("Extensions") && head.contains("Upgrade: websocket"), "{head}");
+    a.assert_untouched();
+}
+
+on_every_runtime!(
+    the_first_message_chooses,
+    servers_that_serve_the_same_answer_themselves,
+    a_server_that_refuses_ends_it,
+    a_server_that_is_gone_ends_it,
+    a_client_that_does_not_wait,
+);
