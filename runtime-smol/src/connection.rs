@@ -38,7 +38,7 @@ enum Woken {
     Readable(Side),
     Writable(Side),
     /// The client will send nothing more, while nothing is read of it.
-    Ended,
+    Ended(End),
     Drained,
     Due,
 }
@@ -257,8 +257,12 @@ impl Connection {
             if self.client.poll_readable(cx).is_ready() {
                 return Poll::Ready(Woken::Readable(Side::Client));
             }
-        } else if interest.client_end && self.client.poll_ended(cx).is_ready() {
-            return Poll::Ready(Woken::Ended);
+        } else if interest.client_end {
+            if self.client.poll_ended(cx).is_ready() {
+                return Poll::Ready(Woken::Ended(End::Closed));
+            }
+        } else if self.client.poll_failed(cx).is_ready() {
+            return Poll::Ready(Woken::Ended(End::Reset));
         }
         if self.client_full && self.client.poll_writable(cx).is_ready() {
             return Poll::Ready(Woken::Writable(Side::Client));
@@ -301,7 +305,7 @@ impl Connection {
                 self.upstream_full = false;
                 self.handle(Input::Writable(Side::Upstream));
             }
-            Woken::Ended => self.handle(Input::Closed(Side::Client, End::Closed)),
+            Woken::Ended(end) => self.handle(Input::Closed(Side::Client, end)),
             Woken::Drained => {
                 self.drained = self.core.drained.listen();
                 // A request that is here already is heard before it is told that it is too late.

@@ -56,6 +56,11 @@ impl Socket {
         self.0.poll_ended(cx)
     }
 
+    /// Ready when the connection was reset, or lost otherwise.
+    pub(crate) fn poll_failed(&self, cx: &Context<'_>) -> Poll<()> {
+        self.0.poll_failed(cx)
+    }
+
     /// Ready when a write may take something; a hint, not a promise.
     pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.poll_writable(cx)

@@ -51,6 +51,8 @@ struct Readiness {
     writable: Cell<bool>,
     /// The peer closed its half, or there was an error: each read says so, without a new event.
     ended: Cell<bool>,
+    /// There was an error: the connection is lost, whatever is left to read.
+    failed: Cell<bool>,
     reader: RefCell<Option<Waker>>,
     writer: RefCell<Option<Waker>>,
 }
@@ -207,6 +209,9 @@ impl Readiness {
         if flags.intersects(ended) {
             self.ended.set(true);
         }
+        if flags.intersects(EventFlags::ERR) {
+            self.failed.set(true);
+        }
         if flags.intersects(ended | EventFlags::IN) {
             self.readable.set(true);
             wake(&self.reader);
@@ -250,6 +255,11 @@ impl Source {
     /// Ready when the peer closed its half or is gone, whatever is to be read before that.
     pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
         wait(&self.readiness.ended, &self.readiness.reader, cx)
+    }
+
+    /// Ready when the connection is lost. Wakes the same task as [`Source::poll_ended`].
+    pub(crate) fn poll_failed(&self, cx: &Context<'_>) -> Poll<()> {
+        wait(&self.readiness.failed, &self.readiness.reader, cx)
     }
 
     /// Whether a read may bring something, as far as the last turn saw.

@@ -2,7 +2,7 @@
 //! neither would.
 
 use crate::backend::{Asked, Backend, Gate, Then};
-use crate::proxy::{Proxy, Runtime, on_every_runtime};
+use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
 use crate::sockets::until_still;
 use crate::wire::{End, PATIENCE, Wire, assert_bytes, get, header, ok};
 use std::io::Write;
@@ -245,6 +245,25 @@ fn a_backend_that_does_not_read_stops_the_client(runtime: Runtime) {
     drop(client);
 }
 
+/// It is not read, and it is missed all the same.
+fn a_client_that_is_reset_while_its_backend_does_not_read(runtime: Runtime) {
+    let gate = Gate::default();
+    let opened = gate.clone();
+    let backend = switching(move |_, _| {
+        assert!(opened.pass());
+        Then::Close
+    });
+    let proxy = Proxy::start(runtime, &[&backend]);
+    let before = proxy.descriptors();
+    let client = open(&proxy);
+    let stream = client.stream();
+    stream.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
+    while (&*stream).write_all(&[b'x'; 64 << 10]).is_ok() {}
+    client.reset();
+    eventually("it is over", || proxy.descriptors() <= before);
+    gate.open();
+}
+
 /// Each side sends without a pause while the other does, too.
 fn both_ways_at_once(runtime: Runtime) {
     const SENT: usize = 128 << 20;
@@ -336,7 +355,7 @@ fn nothing_is_left_of_many(runtime: Runtime) {
             while socket.read().is_ok() {}
         }
     }
-    crate::proxy::eventually("descriptors are closed", || proxy.descriptors() <= before);
+    eventually("descriptors are closed", || proxy.descriptors() <= before);
 }
 
 on_every_runtime!(
@@ -348,6 +367,7 @@ on_every_runtime!(
     a_client_that_closes_its_half_is_heard_to_the_end,
     a_reset_of_either_side_ends_the_other,
     a_backend_that_does_not_read_stops_the_client,
+    a_client_that_is_reset_while_its_backend_does_not_read,
     both_ways_at_once,
     a_flood_does_not_keep_the_client_from_being_heard,
     a_stop_leaves_it_open_for_as_long_as_it_may,

@@ -140,7 +140,8 @@ pub enum Output<'a> {
 pub struct Interest {
     /// Whether to read from the client.
     pub client: bool,
-    /// Whether to say [`Input::Closed`] when the client leaves, though it is not read.
+    /// Whether to say [`Input::Closed`] when the client leaves, though it is not read. If it is
+    /// neither read nor this, only of an end that was a reset.
     pub client_end: bool,
     /// Whether to read from the backend.
     pub upstream: bool,
