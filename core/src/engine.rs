@@ -116,10 +116,16 @@ impl Engine {
             Who::Health if self.fleet.any_serves() => Decision::Answer(Answer::empty(200)),
             Who::Health | Who::Models | Who::Version if unsure => later(now),
             Who::Health => Decision::Answer(Answer::empty(503)),
+            Who::Models if patient && self.fleet.any_list_is_old() => later(now),
             Who::Models if self.fleet.any_serves() => {
                 let cards = self.fleet.cards();
-                let answer = Answer::models(cards.iter().map(|card| card.text()));
-                if keyed { self.ask_keyed(request, answer, now) } else { Decision::Answer(answer) }
+                // Who could not list its models to us may list them to the client.
+                let answer = (!keyed || !cards.is_empty())
+                    .then(|| Answer::models(cards.iter().map(|card| card.text())));
+                match answer {
+                    Some(answer) if !keyed => Decision::Answer(answer),
+                    answer => self.ask_keyed(request, answer, now),
+                }
             }
             Who::Models => Decision::Refuse(Refusal::Starting),
             Who::Version => match self.fleet.version() {

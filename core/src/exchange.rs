@@ -23,6 +23,7 @@ mod errand;
 mod events;
 mod flow;
 mod gather;
+mod orders;
 mod pipe;
 mod realtime;
 mod request;
@@ -36,21 +37,19 @@ pub use errand::{Errand, Said};
 pub use words::{Drain, End, Input, Interest, Output, Side};
 
 use crate::config::Limits;
-use crate::fleet::BackendId;
-use crate::route::{Decision, Doubt, Echo, Failure, Outcome, Route, Share, Ticket};
+use crate::route::{Decision, Doubt, Failure, Outcome, Route, Share, Ticket};
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use attempt::Attempt;
-use core::ops::Range;
 use deadlines::LINGER_MAX;
 use flow::shrink;
 use gather::Gather;
+use orders::{After, Kept, Order, Piece};
 use pipe::Pipe;
 use realtime::Realtime;
 use request::Request;
@@ -88,47 +87,6 @@ enum Phase {
     Lingering { until: Instant, at_most: Instant },
     /// Nothing more will happen.
     Closed,
-}
-
-/// What [`Exchange::poll_output`] has yet to say.
-#[derive(Debug)]
-enum Order {
-    Reserve(u64),
-    Unreserve(Share),
-    Ask,
-    AskAgain(Ticket, Failure),
-    FirstByte,
-    Owns(BackendId, String),
-    Settle(Ticket, Outcome),
-    Gather(Vec<Errand>, Instant),
-    Heard(Vec<Echo>),
-    Connect,
-    Release { reusable: bool },
-    Shutdown,
-    Close { reset: bool },
-}
-
-/// A part of the bytes last read, and how much of our own goes before it.
-#[derive(Debug)]
-struct Piece {
-    own_until: usize,
-    read: Range<usize>,
-}
-
-/// How a connection ends behind the answer under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum After {
-    NextRequest,
-    Close,
-    Linger,
-    Reset,
-}
-
-/// An answer that may be passed if no other backend gives one.
-#[derive(Debug)]
-struct Kept {
-    bytes: Vec<u8>,
-    after: After,
 }
 
 /// One client connection, as a state machine.

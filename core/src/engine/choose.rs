@@ -97,17 +97,19 @@ impl Engine {
     }
 
     /// Lets a backend that asks for a key say whether it accepts the client's; `answer` is for
-    /// clients that it accepts.
+    /// clients that it accepts, in place of its own.
     pub(super) fn ask_keyed(
         &mut self,
         request: &RequestMeta<'_>,
-        answer: Answer,
+        answer: Option<Answer>,
         now: Instant,
     ) -> Decision {
-        match self.first_choice(request, Pool::Keyed, now) {
-            Some(route) if request.allow.is_some() => Decision::Forward(route),
-            Some(route) => Decision::Forward(Route { doubt: Doubt::Key(answer), ..route }),
-            None => Decision::Refuse(Refusal::Starting),
+        match (self.first_choice(request, Pool::Keyed, now), answer) {
+            (Some(route), Some(answer)) if request.allow.is_none() => {
+                Decision::Forward(Route { doubt: Doubt::Key(answer), ..route })
+            }
+            (Some(route), _) => Decision::Forward(route),
+            (None, _) => Decision::Refuse(Refusal::Starting),
         }
     }
 

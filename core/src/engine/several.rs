@@ -110,7 +110,7 @@ impl Engine {
         let Some(backend) = self.fleet.backend_mut(id) else { return };
         match change {
             Change::Rest => backend.rest.doubt(),
-            Change::Adapters => self.fleet.doubt_lists(),
+            Change::Adapters => self.fleet.doubt_list(id),
             Change::Cache => info!(backend:% = id; "prefix cache cleared"),
             Change::Weights => info!(backend:% = id; "weights changed"),
         }

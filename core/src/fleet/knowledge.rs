@@ -195,9 +195,17 @@ impl Fleet {
             && self.backends.iter().any(|backend| backend.is_of(upstreams) && backend.serves())
     }
 
-    /// Backends were told to load or unload adapters: what the last round learned is old.
-    pub(crate) fn doubt_lists(&mut self) {
+    /// A backend was told to load or unload an adapter: what it listed is old.
+    pub(crate) fn doubt_list(&mut self, id: BackendId) {
         self.rounds.stale();
+        if let Some(backend) = self.backend_mut(id) {
+            backend.list_is_old = true;
+        }
+    }
+
+    /// Whether any list that counts is known to be old. Its backend is being asked.
+    pub(crate) fn any_list_is_old(&self) -> bool {
+        self.backends.iter().any(|backend| backend.list_is_old && backend.serves())
     }
 
     /// The lowest version among the backends that take requests; the first of equal ones.

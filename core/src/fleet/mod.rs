@@ -89,6 +89,8 @@ pub(crate) struct Backend {
     models: Vec<ModelCard>,
     /// Whether it ever listed its models.
     ever_listed: bool,
+    /// Whether it was told to change its adapters since.
+    list_is_old: bool,
     version: Option<String>,
     /// Whether it refuses to list its models to who shows no key.
     keyed: bool,
@@ -110,6 +112,7 @@ impl Backend {
             health: Health::new(now),
             models: Vec::new(),
             ever_listed: false,
+            list_is_old: false,
             version: None,
             keyed: false,
             rest: Rest::default(),
@@ -277,6 +280,7 @@ impl Fleet {
         let before = backend.health.state();
         let status = result.as_ref().map(|probe| probe.health);
         let too_early = backend.health.probed(status, now, &mut self.rng);
+        backend.list_is_old &= too_early;
         backend.tell(before);
         if let Ok(probe) = result {
             // Who comes back is another process: whatever was believed of the former one ends

@@ -189,6 +189,7 @@ fn an_adapter_that_was_loaded_is_found_at_once() {
     rig.unknown(decision, "lora", &["a"]);
     assert_eq!(rig.change(1, Change::Adapters), [Output::Probe(BackendId(1))]);
     assert!(is_later(&rig.route(Some("lora"))), "what the round learned is old");
+    assert!(is_later(&rig.own(Who::Models)), "so is the list");
     rig.outputs();
     rig.up(0, &["a"]);
     rig.up(1, &["a", "lora<a"]);
@@ -196,6 +197,7 @@ fn an_adapter_that_was_loaded_is_found_at_once() {
     let route = rig.forward("lora");
     assert_eq!(route.backend, BackendId(1));
     rig.finish(route.ticket);
+    assert!(answered(rig.own(Who::Models)).1.contains("lora"));
 }
 
 #[test]

@@ -108,6 +108,16 @@ fn behind_keys_a_backend_says_who_may_see_the_models() {
     assert_eq!(answered(rig.ask(&wrong_method)).0, 405);
 }
 
+#[test]
+fn who_does_not_list_to_us_may_list_to_the_client() {
+    let mut rig = Rig::new(Config { upstreams: 1, ..Config::default() });
+    rig.discover(&[0]);
+    rig.probed(0, Ok(Probe { models: None, keyed: Some(true), ..healthy(&[]) }));
+    let route = forwarded(rig.own(Who::Models));
+    assert_eq!(route.doubt, Doubt::None);
+    rig.finish(route.ticket);
+}
+
 fn forwarded_or_answered(decision: Decision) -> &'static str {
     match decision {
         Decision::Forward(route) => {
