@@ -5,8 +5,10 @@
 //! server is a real vLLM; `VLLM_PXY_TEST_OTHER` and `VLLM_PXY_TEST_OTHER_MODEL` name a second one
 //! with another model. Without them the product's mock stands in: then it is the relaying that
 //! is judged, not the mock's likeness to vLLM. `VLLM_PXY_TEST_PROXY=host:port` uses a proxy that
-//! runs already before the bare server; `VLLM_PXY_TEST_ONLY=text` runs the cases whose name
-//! contains the text; `VLLM_PXY_TEST_SHOW=1` shows what the bare server answers.
+//! runs already before the bare server; `VLLM_PXY_TEST_LORA` is the path of an adapter, and
+//! `VLLM_PXY_TEST_KEY` what the proxy's probes present to a bare server that wants a key.
+//! `VLLM_PXY_TEST_ONLY=text` runs the cases whose name contains the text;
+//! `VLLM_PXY_TEST_SHOW=1` shows what the bare server answers.
 //!
 //! `cargo test -p vllm-proxy --test differential`; see `tests/real/README.md` for the servers.
 
@@ -14,12 +16,28 @@
 mod answer;
 #[path = "differential/cases.rs"]
 mod cases;
+#[path = "differential/cases_admin.rs"]
+mod cases_admin;
 #[path = "differential/cases_api.rs"]
 mod cases_api;
+#[path = "differential/cases_audio.rs"]
+mod cases_audio;
 #[path = "differential/cases_http.rs"]
 mod cases_http;
+#[path = "differential/cases_lora.rs"]
+mod cases_lora;
+#[path = "differential/cases_pooling.rs"]
+mod cases_pooling;
+#[path = "differential/cases_reach.rs"]
+mod cases_reach;
 #[path = "differential/cases_refused.rs"]
 mod cases_refused;
+#[path = "differential/cases_routes.rs"]
+mod cases_routes;
+#[path = "differential/cases_scale_out.rs"]
+mod cases_scale_out;
+#[path = "differential/cases_store.rs"]
+mod cases_store;
 #[path = "differential/compare.rs"]
 mod compare;
 #[path = "differential/servers.rs"]
@@ -28,13 +46,12 @@ mod servers;
 mod stream;
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use answer::Transcript;
 use cases::{Case, Expected, Rewrite};
-use servers::Program;
+use servers::{Address, Program};
 
 /// Longest silence in the middle of an answer.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -47,7 +64,7 @@ static TURN: Mutex<()> = Mutex::new(());
 
 /// A server without a proxy and the model that it serves.
 struct Bare {
-    addr: SocketAddr,
+    addr: Address,
     model: String,
     /// Stands in for a real one, and lives as long as this.
     mock: Option<Program>,
@@ -62,7 +79,7 @@ impl Bare {
         }
         say(&format!("skipped: a real vLLM (no {address}); the mock stands in as `{stand_in}`"));
         let mock = Program::mock(stand_in);
-        Self { addr: mock.addr, model: stand_in.to_owned(), mock: Some(mock) }
+        Self { addr: mock.addr.clone(), model: stand_in.to_owned(), mock: Some(mock) }
     }
 
     fn first() -> Self {
@@ -84,6 +101,25 @@ fn say(line: &str) {
 fn all_cases(model: &str) -> Vec<Case> {
     let mut cases = cases_api::cases(model);
     cases.extend(cases_http::cases(model));
+    cases.extend(cases_routes::cases(model));
+    cases.extend(cases_admin::cases(model));
+    cases.extend(cases_store::cases(model));
+    cases.extend(cases_scale_out::cases(model));
+    let mut lacking = cases_pooling::cases(model);
+    lacking.extend(cases_audio::cases(model));
+    lacking.extend(cases_reach::cases(model));
+    for case in lacking.iter_mut().filter(|case| case.is_longer_than(4096)) {
+        case.beyond_mock = Some("leaves a long body of a route that it lacks unread");
+    }
+    cases.extend(lacking);
+    if let Ok(adapter) = std::env::var("VLLM_PXY_TEST_LORA") {
+        cases.extend(cases_lora::cases(model, &adapter));
+    } else {
+        say("skipped: a real adapter (no VLLM_PXY_TEST_LORA); loading one is refused");
+        let refused = cases_lora::cases(model, "/nowhere/adapter");
+        let why = "the adapter is unknown, and the answer lists all models";
+        cases.extend(refused.into_iter().map(|case| case.fleet(why)));
+    }
     if let Ok(only) = std::env::var("VLLM_PXY_TEST_ONLY") {
         cases.retain(|case| case.name.contains(&only));
     }
@@ -98,15 +134,19 @@ fn all_cases(model: &str) -> Vec<Case> {
 }
 
 /// Runs the cases and reports one line each; the text of all that differ comes back.
-fn compare_all(bare: &Bare, proxy: SocketAddr, cases: &[Case]) -> Vec<String> {
+fn compare_all(bare: &Bare, proxy: &Address, cases: &[Case]) -> Vec<String> {
     let mut failures = Vec::new();
     for case in cases {
         if let (Some(_), Some(why)) = (&bare.mock, case.beyond_mock) {
             say(&format!("{:<40} skipped, beyond the mock: {why}", case.name));
             continue;
         }
-        match compare_one(bare, proxy, case) {
-            Ok(verdict) => say(&format!("{:<40} {verdict}", case.name)),
+        let begun = Instant::now();
+        let result = compare_one(bare, proxy, case);
+        let seconds = begun.elapsed().as_secs();
+        let slow = if seconds > 2 { format!(" ({seconds} s)") } else { String::new() };
+        match result {
+            Ok(verdict) => say(&format!("{:<40} {verdict}{slow}", case.name)),
             Err(diff) => {
                 say(&format!("{:<40} differs\n{diff}", case.name));
                 failures.push(format!("{}:\n{diff}", case.name));
@@ -117,13 +157,19 @@ fn compare_all(bare: &Bare, proxy: SocketAddr, cases: &[Case]) -> Vec<String> {
 }
 
 /// What to say of the case, or how its answers differ.
-fn compare_one(bare: &Bare, proxy: SocketAddr, case: &Case) -> Result<String, String> {
-    let ask = |addr| answer::run(addr, &case.steps, &case.answers, PATIENCE);
-    let text = |seen: &Transcript| seen.lines(compare::normalise);
+fn compare_one(bare: &Bare, proxy: &Address, case: &Case) -> Result<String, String> {
+    let ask = |addr: &Address| answer::run(addr, &case.steps, &case.answers, PATIENCE);
+    let text = |seen: &Transcript| {
+        let mut lines = seen.lines(compare::normalise);
+        if let Some(view) = case.view {
+            view(&mut lines);
+        }
+        lines
+    };
     let (verdict, rewrite): (_, Option<Rewrite>) = match case.expected {
         Expected::Same => ("same".to_owned(), None),
         Expected::ByDesign { why, check } => {
-            let (one, seen) = (text(&ask(bare.addr)), ask(proxy));
+            let (one, seen) = (text(&ask(&bare.addr)), ask(proxy));
             let lines = text(&seen);
             show(case, &one);
             return match check(&seen) {
@@ -140,7 +186,7 @@ fn compare_one(bare: &Bare, proxy: SocketAddr, case: &Case) -> Result<String, St
         }
     };
     let ask_bare = || {
-        let mut lines = text(&ask(bare.addr));
+        let mut lines = text(&ask(&bare.addr));
         if let Some(rewrite) = rewrite {
             rewrite(&mut lines);
         }
@@ -148,7 +194,7 @@ fn compare_one(bare: &Bare, proxy: SocketAddr, case: &Case) -> Result<String, St
     };
     // Whatever the first run leaves in the server's caches is there for all others.
     show(case, &ask_bare());
-    let mut known = vec![ask_bare(), ask_bare()];
+    let mut known = vec![ask_bare()];
     let seen = ask(proxy);
     let lines = text(&seen);
     let streams = seen.answers.iter().any(answer::Answer::is_event_stream);
@@ -162,11 +208,12 @@ fn compare_one(bare: &Bare, proxy: SocketAddr, case: &Case) -> Result<String, St
                 ));
             }
         }
-        if known.len() >= BARE_RUNS_MAX || !(streams || known[0] != known[1]) {
+        let varies = streams || known.iter().any(|one| *one != known[0]);
+        if known.len() >= BARE_RUNS_MAX || (known.len() > 1 && !varies) {
             let joined = stream::joined(&lines);
             return match known.iter().any(|one| stream::joined(one) == joined) {
                 true => Ok(format!("{verdict} (a stream cut differently, the same when joined)")),
-                false => Err(compare::diff(&known[1], &lines)),
+                false => Err(compare::diff(&known[0], &lines)),
             };
         }
         known.push(ask_bare());
@@ -198,13 +245,43 @@ fn verdict(failures: &[String], total: usize) {
 fn one_model_answers_as_its_bare_server() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let bare = Bare::first();
-    assert!(servers::healthy(bare.addr), "{} is not healthy", bare.addr);
+    assert!(servers::healthy(&bare.addr), "{} is not healthy", bare.addr);
     let cases = all_cases(&bare.model);
     let running = servers::address_from("VLLM_PXY_TEST_PROXY");
-    let started = running.is_none().then(|| Program::proxy(&[bare.addr]));
-    let proxy = running.or(started.as_ref().map(|p| p.addr)).expect("one of the two is there");
-    let failures = compare_all(&bare, proxy, &cases);
+    let started = running.is_none().then(|| Program::proxy(&[&bare.addr]));
+    let proxy =
+        running.or(started.as_ref().map(|p| p.addr.clone())).expect("one of the two is there");
+    let failures = compare_all(&bare, &proxy, &cases);
     verdict(&failures, cases.len());
+}
+
+/// The list is complete: what the bare server says that it registers is asked at least once.
+#[test]
+fn every_registered_route_has_a_case() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let bare = Bare::first();
+    let asked: Vec<(String, String)> =
+        all_cases(&bare.model).iter().flat_map(|case| case.asked()).collect();
+    let ask = answer::Step::Send(cases::Request::get("/openapi.json").bytes());
+    let seen = answer::run(&bare.addr, &[ask], &[false], PATIENCE);
+    let schema = seen.answers.first().map(|answer| answer.body.as_slice()).unwrap_or_default();
+    let schema: serde_json::Value = serde_json::from_slice(schema).expect("the answer is JSON");
+    let Some(paths) = schema["paths"].as_object() else {
+        assert!(bare.mock.is_some(), "a schema without paths");
+        return say("skipped: every registered route has a case (the mock has no schema)");
+    };
+    let mut missing = Vec::new();
+    for (path, methods) in paths {
+        for method in methods.as_object().expect("a path has methods").keys() {
+            let asks = |(m, p): &(String, String)| {
+                m.eq_ignore_ascii_case(method) && cases::is_path_of(path, p)
+            };
+            if !asked.iter().any(asks) {
+                missing.push(format!("{method} {path}"));
+            }
+        }
+    }
+    assert!(missing.is_empty(), "registered and never asked: {missing:?}");
 }
 
 /// Two models behind the proxy: each answers as its own bare server, and a request that names
@@ -213,36 +290,36 @@ fn one_model_answers_as_its_bare_server() {
 fn two_models_answer_as_their_bare_servers() {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (first, second) = (Bare::first(), Bare::second());
-    let proxy = Program::proxy(&[first.addr, second.addr]);
+    let proxy = Program::proxy(&[&first.addr, &second.addr]);
     let mut failures =
-        lists_both(&first, &second, proxy.addr).err().into_iter().collect::<Vec<_>>();
+        lists_both(&first, &second, &proxy.addr).err().into_iter().collect::<Vec<_>>();
     let mut total = 1;
     for bare in [&first, &second] {
-        assert!(servers::healthy(bare.addr), "{} is not healthy", bare.addr);
+        assert!(servers::healthy(&bare.addr), "{} is not healthy", bare.addr);
         let default = bare.model == first.model;
         let mut cases = all_cases(&bare.model);
         cases.retain(|case| case.fleet.is_none() && (default || names(case, &bare.model)));
         say(&format!("-- {} of two models, {} cases", bare.model, cases.len()));
-        failures.extend(compare_all(bare, proxy.addr, &cases));
+        failures.extend(compare_all(bare, &proxy.addr, &cases));
         total += cases.len();
     }
     verdict(&failures, total);
 }
 
 /// What a fleet says otherwise than one server: it lists the models of all.
-fn lists_both(first: &Bare, second: &Bare, proxy: SocketAddr) -> Result<(), String> {
-    let body = |addr, request: &cases::Request| -> Result<serde_json::Value, String> {
+fn lists_both(first: &Bare, second: &Bare, proxy: &Address) -> Result<(), String> {
+    let body = |addr: &Address, request: &cases::Request| -> Result<serde_json::Value, String> {
         let seen = answer::run(addr, &[answer::Step::Send(request.bytes())], &[false], PATIENCE);
         let answer =
             seen.answers.first().ok_or_else(|| format!("no answer: {:?}", seen.trouble))?;
         serde_json::from_slice(&answer.body).map_err(|e| format!("a body that is not JSON: {e}"))
     };
-    let names = |addr| -> Result<Vec<String>, String> {
+    let names = |addr: &Address| -> Result<Vec<String>, String> {
         let list = body(addr, &cases::Request::new("GET", "/v1/models"))?;
         let cards = list["data"].as_array().ok_or("a list without data")?;
         Ok(cards.iter().map(|card| card["id"].as_str().unwrap_or_default().to_owned()).collect())
     };
-    let all = [names(first.addr)?, names(second.addr)?].concat();
+    let all = [names(&first.addr)?, names(&second.addr)?].concat();
     let listed = names(proxy)?;
     if listed != all {
         return Err(format!("models of a fleet: expected {all:?}, got {listed:?}\n"));
@@ -262,6 +339,9 @@ fn names(case: &Case, model: &str) -> bool {
     let quoted = format!("\"model\":\"{model}\"");
     case.steps.iter().any(|step| match step {
         answer::Step::Send(bytes) => bytes.windows(quoted.len()).any(|w| w == quoted.as_bytes()),
-        answer::Step::Pause(_) | answer::Step::AwaitInterim => false,
+        answer::Step::Until(..)
+        | answer::Step::Pause(_)
+        | answer::Step::Await
+        | answer::Step::AwaitInterim => false,
     })
 }

@@ -7,8 +7,16 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
+
+use crate::servers::Address;
+
+/// How often a question is asked again.
+const ASKED_MAX: usize = 600;
+/// How long an answer that is not there yet is given.
+const ASKED_EVERY: Duration = Duration::from_millis(20);
 
 /// One thing that a client does.
 #[derive(Clone, Debug)]
@@ -19,6 +27,11 @@ pub(crate) enum Step {
     Pause(Duration),
     /// Read one answer; what follows is left undone if it is a final one.
     AwaitInterim,
+    /// Read answers up to a final one.
+    Await,
+    /// Ask this again until the body of its answer holds the text, or the answer is no 200, and
+    /// keep the last answer alone.
+    Until(Vec<u8>, &'static str),
 }
 
 /// How the body of an answer was delimited.
@@ -106,7 +119,7 @@ impl Transcript {
 ///
 /// `head_only` says for each answer whether it answers a HEAD.
 pub(crate) fn run(
-    addr: SocketAddr,
+    addr: &Address,
     steps: &[Step],
     head_only: &[bool],
     limit: Duration,
@@ -119,18 +132,14 @@ pub(crate) fn run(
 }
 
 fn drive(
-    addr: SocketAddr,
+    addr: &Address,
     steps: &[Step],
     head_only: &[bool],
     limit: Duration,
     transcript: &mut Transcript,
 ) -> Result<(), String> {
-    let stream = TcpStream::connect_timeout(&addr, limit).map_err(|e| format!("connect: {e}"))?;
-    stream.set_nodelay(true).map_err(|e| e.to_string())?;
-    stream.set_read_timeout(Some(limit)).map_err(|e| e.to_string())?;
-    stream.set_write_timeout(Some(limit)).map_err(|e| e.to_string())?;
-    let mut peer = Peer { stream, unread: Vec::new(), at_end: false };
-    let mut finals = 0;
+    let mut peer = Peer { stream: connect(addr, limit)?, unread: Vec::new(), at_end: false };
+    let mut heads = head_only.iter().copied();
     for step in steps {
         match step {
             // An early refusal may close on us while we write: the answer is still worth reading.
@@ -145,19 +154,23 @@ fn drive(
                 let interim = answer.status() < 200;
                 transcript.answers.push(answer);
                 if !interim {
-                    finals += 1;
+                    heads.next();
                     break;
                 }
             }
+            Step::Await => {
+                if peer.final_answer(heads.next().unwrap_or(false), transcript)? {
+                    return Ok(());
+                }
+            }
+            Step::Until(bytes, text) => {
+                heads.next();
+                transcript.answers.push(peer.asked_until(bytes, text)?);
+            }
         }
     }
-    while finals < head_only.len() {
-        let answer = peer.answer(head_only[finals])?;
-        // 101 is the last thing that HTTP says on a connection.
-        finals += usize::from(answer.status() >= 200 || answer.status() == 101);
-        let over = answer.framing == Framing::UntilClose || answer.cut || answer.status() == 101;
-        transcript.answers.push(answer);
-        if over {
+    for head_only in heads {
+        if peer.final_answer(head_only, transcript)? {
             return Ok(());
         }
     }
@@ -165,8 +178,33 @@ fn drive(
     Ok(())
 }
 
+/// Both directions of a connection.
+trait Stream: Read + Write {}
+
+impl<S: Read + Write> Stream for S {}
+
+fn connect(addr: &Address, limit: Duration) -> Result<Box<dyn Stream>, String> {
+    let words = |e: io::Error| e.to_string();
+    match addr {
+        Address::Tcp(addr) => {
+            let stream =
+                TcpStream::connect_timeout(addr, limit).map_err(|e| format!("connect: {e}"))?;
+            stream.set_nodelay(true).map_err(words)?;
+            stream.set_read_timeout(Some(limit)).map_err(words)?;
+            stream.set_write_timeout(Some(limit)).map_err(words)?;
+            Ok(Box::new(stream))
+        }
+        Address::Unix(path) => {
+            let stream = UnixStream::connect(path).map_err(|e| format!("connect: {e}"))?;
+            stream.set_read_timeout(Some(limit)).map_err(words)?;
+            stream.set_write_timeout(Some(limit)).map_err(words)?;
+            Ok(Box::new(stream))
+        }
+    }
+}
+
 struct Peer {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     unread: Vec<u8>,
     at_end: bool,
 }
@@ -208,6 +246,37 @@ impl Peer {
     fn take(&mut self, len: usize) -> Result<Vec<u8>, String> {
         while self.unread.len() < len && self.more()? {}
         Ok(self.unread.drain(..len.min(self.unread.len())).collect())
+    }
+
+    /// Reads up to a final answer; true if it was the last thing said on this connection.
+    fn final_answer(
+        &mut self,
+        head_only: bool,
+        transcript: &mut Transcript,
+    ) -> Result<bool, String> {
+        loop {
+            let answer = self.answer(head_only)?;
+            // 101 is the last thing that HTTP says on a connection.
+            let upgraded = answer.status() == 101;
+            let over = answer.framing == Framing::UntilClose || answer.cut || upgraded;
+            let interim = answer.status() < 200 && !upgraded;
+            transcript.answers.push(answer);
+            if over || !interim {
+                return Ok(over);
+            }
+        }
+    }
+
+    fn asked_until(&mut self, request: &[u8], text: &str) -> Result<Answer, String> {
+        for _ in 0..ASKED_MAX {
+            self.stream.write_all(request).map_err(|e| format!("asking again: {e}"))?;
+            let answer = self.answer(false)?;
+            if answer.status() != 200 || String::from_utf8_lossy(&answer.body).contains(text) {
+                return Ok(answer);
+            }
+            std::thread::sleep(ASKED_EVERY);
+        }
+        Err(format!("never answered with `{text}`"))
     }
 
     fn answer(&mut self, head_only: bool) -> Result<Answer, String> {

@@ -1,5 +1,6 @@
 //! What a case is, and how its request is written. The lists: `cases_api.rs`, what clients of
-//! vLLM ask; `cases_http.rs`, how HTTP lets them ask it.
+//! vLLM ask; `cases_http.rs`, how HTTP lets them ask it; `cases_routes.rs`, every route asked
+//! wrongly; and one file for each kind of server that has more routes than a plain one.
 
 use std::time::Duration;
 
@@ -10,7 +11,7 @@ pub(crate) const HOST: &str = "vllm.test:8000";
 
 /// A named request and what is expected of the proxy's answer to it.
 pub(crate) struct Case {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     pub(crate) steps: Vec<Step>,
     /// One entry per expected final answer: whether it answers a HEAD.
     pub(crate) answers: Vec<bool>,
@@ -19,6 +20,8 @@ pub(crate) struct Case {
     pub(crate) fleet: Option<&'static str>,
     /// What of it the mock's HTTP does not speak: left out when the mock stands in.
     pub(crate) beyond_mock: Option<&'static str>,
+    /// What of both answers is compared, where that is not all of them.
+    pub(crate) view: Option<Rewrite>,
 }
 
 /// Changes what is expected, line by line.
@@ -35,24 +38,25 @@ pub(crate) enum Expected {
 }
 
 impl Case {
-    fn new(name: &'static str, steps: Vec<Step>) -> Self {
+    fn new(name: &str, steps: Vec<Step>) -> Self {
         Self {
-            name,
+            name: name.to_owned(),
             steps,
             answers: vec![false],
             expected: Expected::Same,
             fleet: None,
             beyond_mock: None,
+            view: None,
         }
     }
 
     /// A request of exactly these bytes.
-    pub(crate) fn raw(name: &'static str, bytes: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn raw(name: &str, bytes: impl Into<Vec<u8>>) -> Self {
         Self::new(name, vec![Step::Send(bytes.into())])
     }
 
     /// Requests whose bytes are sent one after the other, each part on its own.
-    pub(crate) fn parts(name: &'static str, parts: &[&[u8]]) -> Self {
+    pub(crate) fn parts(name: &str, parts: &[&[u8]]) -> Self {
         let mut steps = Vec::new();
         for part in parts {
             steps.push(Step::Send(part.to_vec()));
@@ -61,22 +65,28 @@ impl Case {
         Self::new(name, steps)
     }
 
-    pub(crate) fn steps(name: &'static str, steps: Vec<Step>) -> Self {
+    pub(crate) fn steps(name: &str, steps: Vec<Step>) -> Self {
         Self::new(name, steps)
     }
 
-    pub(crate) fn get(name: &'static str, target: &str) -> Self {
+    pub(crate) fn get(name: &str, target: &str) -> Self {
         Self::raw(name, Request::new("GET", target).bytes())
     }
 
-    pub(crate) fn head(name: &'static str, target: &str) -> Self {
+    pub(crate) fn head(name: &str, target: &str) -> Self {
         let mut case = Self::raw(name, Request::new("HEAD", target).bytes());
         case.answers = vec![true];
         case
     }
 
-    pub(crate) fn post(name: &'static str, target: &str, body: &str) -> Self {
+    pub(crate) fn post(name: &str, target: &str, body: &str) -> Self {
         Self::raw(name, Request::new("POST", target).json(body).bytes())
+    }
+
+    /// Requests on one connection, each sent when the one before it was answered.
+    pub(crate) fn talk(name: &str, requests: &[Request]) -> Self {
+        let ask = |request: &Request| [Step::Send(request.bytes()), Step::Await];
+        Self::steps(name, requests.iter().flat_map(ask).collect()).answers(requests.len())
     }
 
     /// Several answers, in order.
@@ -99,9 +109,57 @@ impl Case {
         self
     }
 
+    /// Whether one of its requests has more bytes than these.
+    pub(crate) fn is_longer_than(&self, bytes: usize) -> bool {
+        self.steps.iter().any(|step| matches!(step, Step::Send(sent) if sent.len() > bytes))
+    }
+
+    /// Method and path of each request.
+    pub(crate) fn asked(&self) -> Vec<(String, String)> {
+        let line = |step: &Step| {
+            let (Step::Send(bytes) | Step::Until(bytes, _)) = step else { return None };
+            let line = bytes.split(|&b| b == b'\r').next()?;
+            let mut words = std::str::from_utf8(line).ok()?.split(' ');
+            let (method, target) = (words.next()?, words.next()?);
+            let path = target.split('?').next().unwrap_or_default();
+            Some((method.to_owned(), path.to_owned()))
+        };
+        self.steps.iter().filter_map(line).collect()
+    }
+
+    /// Compares only what `view` leaves of the lines of both answers.
+    pub(crate) fn view(mut self, view: Rewrite) -> Self {
+        self.view = Some(view);
+        self
+    }
+
     pub(crate) fn fleet(mut self, why: &'static str) -> Self {
         self.fleet = Some(why);
         self
+    }
+}
+
+/// vLLM's handler of last resort answers a 500, and uvicorn then ends the connection without
+/// having said so: it is no answer's business whether the client's one ends too.
+pub(crate) fn kept_open_after_500(mut case: Case) -> Case {
+    const WHY: &str = "a connection that the server ends unannounced after a 500 is its own";
+    if matches!(case.expected, Expected::Same) {
+        case.expected = Expected::Rewritten { why: WHY, rewrite: keep_open_after_500 };
+    }
+    case
+}
+
+fn keep_open_after_500(lines: &mut Vec<String>) {
+    let last = lines.iter().rfind(|line| line.starts_with("HTTP/1.1 "));
+    if last.is_some_and(|line| line.starts_with("HTTP/1.1 500 ")) {
+        keep_open(lines);
+    }
+}
+
+/// The connection is still open, if it was closed at the end.
+pub(crate) fn keep_open(lines: &mut Vec<String>) {
+    if lines.pop_if(|end| end == "[connection: closed]").is_some() {
+        lines.push("[connection: open]".to_owned());
     }
 }
 
@@ -133,6 +191,15 @@ impl Request {
         self
     }
 
+    pub(crate) fn get(target: &str) -> Self {
+        Self::new("GET", target)
+    }
+
+    /// A POST of this JSON.
+    pub(crate) fn post(target: &str, body: &str) -> Self {
+        Self::new("POST", target).json(body)
+    }
+
     pub(crate) fn json(self, body: &str) -> Self {
         self.header("Content-Type", "application/json").body(body.as_bytes())
     }
@@ -156,6 +223,13 @@ impl Request {
         bytes.extend_from_slice(&self.body);
         bytes
     }
+}
+
+/// Whether the path is one of a route like `/v1/responses/{id}/cancel`.
+pub(crate) fn is_path_of(route: &str, path: &str) -> bool {
+    let (route, path): (Vec<_>, Vec<_>) = (route.split('/').collect(), path.split('/').collect());
+    route.len() == path.len()
+        && route.iter().zip(&path).all(|(a, b)| a == b || (a.starts_with('{') && !b.is_empty()))
 }
 
 /// A body in chunks of these sizes, over and over, with the last chunk.

@@ -252,7 +252,6 @@ fn other_apis(model: &str) -> Vec<Case> {
         Case::post("render_completions", "/v1/completions/render", &format!(r#"{{"model":"{model}","prompt":"a"}}"#)),
         Case::post("inference_generate", "/inference/v1/generate", &format!(r#"{{"model":"{model}","token_ids":[1]}}"#)),
         Case::post("inference_abort", "/inference/v1/abort_requests", r#"{"request_ids":["x"]}"#),
-        Case::post("cohere_chat", "/cohere/v2/chat", &format!(r#"{{"model":"{model}",{user}}}"#)),
         Case::raw(
             "transcription",
             Request::new("POST", "/v1/audio/transcriptions")
@@ -418,7 +417,8 @@ fn models(model: &str) -> Vec<Case> {
         Case::post("unknown_model_malformed", CHAT, r#"{"model":"nope","messages":[}"#),
         Case::post("messages_unknown_model_bad", "/v1/messages", r#"{"model":"nope"}"#),
         Case::post("embeddings_unknown_model", "/v1/embeddings", r#"{"model":"nope","input":"a"}"#),
-        Case::post("render_unknown_model", "/v1/chat/completions/render", &hello("nope", "")),
+        Case::post("render_unknown_model", "/v1/chat/completions/render", &hello("nope", ""))
+            .fleet("lists all models where rendering is on"),
         Case::post("unknown_path_unknown_model", "/v1/frobnicate", r#"{"model":"nope"}"#),
         Case::raw("put_unknown_model", Request::new("PUT", CHAT).json(&hello("nope", "")).bytes()),
     ]);
@@ -459,27 +459,13 @@ fn routes(model: &str) -> Vec<Case> {
         Case::raw("chat_delete", Request::new("DELETE", CHAT).bytes()),
         Case::raw("chat_patch", Request::new("PATCH", CHAT).json(&hello(model, "")).bytes()),
         Case::raw("health_delete", Request::new("DELETE", "/health").bytes()),
-        // Administration that is off here. The one that could stop a server is left out.
-        post("sleep", "/sleep"),
-        post("wake_up", "/wake_up?tags=a"),
+        // What would leave a server otherwise than it was is asked in `cases_admin.rs`.
         Case::get("is_sleeping", "/is_sleeping"),
         Case::get("is_paused", "/is_paused"),
-        post("pause", "/pause"),
         post("reset_prefix_cache", "/reset_prefix_cache"),
         Case::get("server_info", "/server_info"),
-        post("start_profile", "/start_profile"),
-        Case::post(
-            "load_lora_adapter",
-            "/v1/load_lora_adapter",
-            r#"{"lora_name":"l","lora_path":"/l"}"#,
-        ),
-        Case::post("unload_lora_adapter", "/v1/unload_lora_adapter", r#"{"lora_name":"l"}"#),
-        Case::post("adapters", "/adapters", r#"{"name":"l","src":"/l"}"#),
-        Case::raw("adapters_delete", Request::new("DELETE", "/adapters/l").bytes()),
         post("is_scaling", "/is_scaling_elastic_ep"),
-        Case::post("abort_requests", "/abort_requests", r#"{"request_ids":["x"]}"#),
         Case::get("fault_tolerance", "/fault_tolerance/status"),
-        Case::post("collective_rpc", "/collective_rpc", r#"{"method":"x"}"#),
         Case::get("world_size", "/get_world_size"),
         Case::post("decisions", "/v1/decisions", &format!(r#"{{"model":"{model}","input":"a"}}"#)),
     ]

@@ -13,6 +13,10 @@ pub(crate) fn normalise(bytes: &[u8]) -> Vec<u8> {
         if let Some(key) = TIMES.iter().find(|key| bytes[at..].starts_with(key)) {
             out.extend_from_slice(key);
             at += key.len();
+            // The JSON in a `metadata` header is spelled with spaces.
+            let space = usize::from(bytes.get(at) == Some(&b' '));
+            out.extend_from_slice(&bytes[at..at + space]);
+            at += space;
             let digits = run(&bytes[at..], |b| b.is_ascii_digit() || b == b'.');
             if digits > 0 {
                 out.extend_from_slice(b"<time>");
@@ -149,11 +153,12 @@ mod tests {
 
     #[test]
     fn hides_ids_and_times_only() {
-        let seen =
-            normalise(br#"{"id":"cmpl-0123456789abcdef","created":17,"p":0.1234567890123456}"#);
+        let seen = normalise(
+            br#"{"id":"cmpl-0123456789abcdef","created":17,"created": 17,"p":0.1234567890123456}"#,
+        );
         assert_eq!(
             String::from_utf8_lossy(&seen),
-            r#"{"id":"cmpl-<hex16>","created":<time>,"p":0.1234567890123456}"#
+            r#"{"id":"cmpl-<hex16>","created":<time>,"created": <time>,"p":0.1234567890123456}"#
         );
     }
 

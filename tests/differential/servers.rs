@@ -1,8 +1,10 @@
 //! Starts the product's own programs for a test and ends them with it.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -13,27 +15,47 @@ use crate::answer::{self, Step};
 /// Longest wait for a program to listen and be healthy, for busy build machines.
 const START: Duration = Duration::from_secs(30);
 
+/// Where a server listens.
+#[derive(Clone, Debug)]
+pub(crate) enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Address {
+    /// As an upstream of the proxy is written.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addr) => write!(f, "http://{addr}"),
+            Self::Unix(path) => write!(f, "unix://{}", path.display()),
+        }
+    }
+}
+
 /// A running `vllm-proxy` and where it listens; killed when dropped.
 pub(crate) struct Program {
     child: Child,
-    pub(crate) addr: SocketAddr,
+    pub(crate) addr: Address,
     log: Arc<Mutex<VecDeque<String>>>,
 }
 
 impl Program {
     /// A proxy before these servers.
-    pub(crate) fn proxy(upstreams: &[SocketAddr]) -> Self {
+    pub(crate) fn proxy(upstreams: &[&Address]) -> Self {
         let mut args: Vec<String> =
             ["server", "-R", "off", "-H", "127.0.0.1", "-p", "0"].map(str::to_owned).to_vec();
-        args.extend(upstreams.iter().map(|addr| format!("http://{addr}")));
+        args.extend(upstreams.iter().map(ToString::to_string));
         Self::start(&args)
     }
 
-    /// A simulated vLLM.
+    /// A simulated vLLM, with the alias that the servers of `tests/real` have.
     pub(crate) fn mock(model: &str) -> Self {
+        let alias = format!("{model}-alias");
         let quick =
             ["--ttft-ms", "1", "--itl-ms", "1", "--prefill-tps", "0", "--max-model-len", "2048"];
-        let args = [["mock", "--port", "0", "--model", model].as_slice(), &quick].concat();
+        let args =
+            [["mock", "--port", "0", "--model", model, "--model", &alias].as_slice(), &quick]
+                .concat();
         Self::start(&args.into_iter().map(str::to_owned).collect::<Vec<_>>())
     }
 
@@ -43,6 +65,9 @@ impl Program {
             if name.to_string_lossy().starts_with("VLLM_PXY_") {
                 command.env_remove(name);
             }
+        }
+        if let Ok(key) = std::env::var("VLLM_PXY_TEST_KEY") {
+            command.env("VLLM_PXY_BACKEND_KEY", key);
         }
         command.env("VLLM_PXY_LOGFORMAT", "json").args(args);
         let mut child = command
@@ -67,9 +92,10 @@ impl Program {
                 }
             }
         });
-        let mut program = Self { child, addr: SocketAddr::from(([127, 0, 0, 1], 0)), log };
+        let nowhere = Address::Tcp(SocketAddr::from(([127, 0, 0, 1], 0)));
+        let mut program = Self { child, addr: nowhere, log };
         match listening.recv_timeout(START) {
-            Ok(addr) => program.addr = addr,
+            Ok(addr) => program.addr = Address::Tcp(addr),
             Err(_) => panic!(
                 "`vllm-proxy {}` does not say that it listens:\n{}",
                 args.join(" "),
@@ -77,7 +103,7 @@ impl Program {
             ),
         }
         assert!(
-            healthy(program.addr),
+            healthy(&program.addr),
             "{} does not become healthy:\n{}",
             args.join(" "),
             program.log()
@@ -113,7 +139,7 @@ fn listening_address(line: &str) -> Option<SocketAddr> {
 }
 
 /// Polls `/health` until it is 200.
-pub(crate) fn healthy(addr: SocketAddr) -> bool {
+pub(crate) fn healthy(addr: &Address) -> bool {
     let deadline = Instant::now() + START;
     let ask = [Step::Send(b"GET /health HTTP/1.1\r\nHost: vllm.test\r\n\r\n".to_vec())];
     while Instant::now() < deadline {
@@ -126,11 +152,14 @@ pub(crate) fn healthy(addr: SocketAddr) -> bool {
     false
 }
 
-/// `host:port` of an environment variable, `None` when it is unset or empty.
-pub(crate) fn address_from(variable: &str) -> Option<SocketAddr> {
+/// `host:port` or `unix:///path` of an environment variable, `None` when it is unset or empty.
+pub(crate) fn address_from(variable: &str) -> Option<Address> {
     let value = std::env::var(variable).ok().filter(|value| !value.is_empty())?;
+    if let Some(path) = value.strip_prefix("unix://") {
+        return Some(Address::Unix(path.into()));
+    }
     let mut addrs = value.to_socket_addrs().unwrap_or_else(|e| {
-        panic!("invalid value `{value}` of {variable}: expected host:port ({e})")
+        panic!("invalid value `{value}` of {variable}: expected host:port or unix:///path ({e})")
     });
-    addrs.next()
+    addrs.next().map(Address::Tcp)
 }
