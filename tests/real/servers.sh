@@ -1,35 +1,63 @@
 #!/bin/bash
-# servers.sh start|stop DIR MODEL:PORT...
-# Real vLLM servers on loopback for the scripts beside this one, each of a tiny random model
-# that is made for it; they outlive this shell. VENV names the environment that vllm/install.sh
-# made. In DIR: the models, PORT.log and PORT.pid of each server.
+# servers.sh start|stop DIR MODEL:PORT[:VARIANT]...
+# Starts real vLLM servers of tiny random models on loopback, with the environment that vllm/install.sh
+# made. In DIR: the models, an adapter of each (MODEL-lora), PORT.log and PORT.pid of each server.
 #
 #   VENV=~/vllm tests/real/servers.sh start /tmp/real tiny-a:18001 tiny-b:18002
-#   VENV=~/vllm tests/real/servers.sh start /tmp/real tiny-a:18003    # a second one of tiny-a
+#   VENV=~/vllm tests/real/servers.sh start /tmp/real tiny-a:18003:full    # another one of tiny-a
 #   tests/real/servers.sh stop /tmp/real tiny-a:18003
+#
+# Variants, that is, which routes there are and how they are reached:
+#   plain     what a generate model registers by itself
+#   full      also the dev mode's, LoRA, stored responses, scale-out, tokenizer info, the profiler;
+#             Cohere's where the `cohere` SDK is found (e.g. by PYTHONPATH)
+#   traced    with --enable-request-id-headers
+#   keyed     with the key `sk-differential`
+#   rooted    with --root-path /p
+#   uds       on the Unix socket DIR/PORT.sock instead of a port
+#   embed, classify     a pooling model: embeddings and scores, or classes
 #
 # Each takes 1 to 1.5 GB of memory and half a minute of one core to start. Every model has the
 # alias MODEL-alias.
 set -eu
-WHAT=${1:?usage: servers.sh start|stop DIR MODEL:PORT...} DIR=${2:?a directory} HERE=$(cd "$(dirname "$0")" && pwd)
+WHAT=${1:?usage: servers.sh start|stop DIR MODEL:PORT[:VARIANT]...} DIR=${2:?a directory} HERE=$(cd "$(dirname "$0")" && pwd)
 shift 2
 mkdir -p "$DIR"
 for SERVER in "$@"; do
-  MODEL=${SERVER%:*} PORT=${SERVER##*:}
+  IFS=: read -r MODEL PORT VARIANT <<<"$SERVER"
   if [ "$WHAT" = stop ]; then
     kill "$(cat "$DIR/$PORT.pid")"
     rm "$DIR/$PORT.pid"
     continue
   fi
   [ -e "$DIR/$MODEL/config.json" ] || "${VENV:?}/bin/python" "$HERE/vllm/make_tiny_model.py" "$MODEL" "$DIR/$MODEL"
-  setsid nohup bash "$HERE/vllm/serve.sh" "$DIR/$MODEL" "$MODEL" "$PORT" \
-    --served-model-name "$MODEL" "$MODEL-alias" >"$DIR/$PORT.log" 2>&1 </dev/null &
+  SETTINGS=() OPTIONS=() REACH=()
+  case ${VARIANT:=plain} in
+    plain) ;;
+    full)
+      [ -e "$DIR/$MODEL-lora/adapter_config.json" ] ||
+        "${VENV:?}/bin/python" "$HERE/lora.py" "$DIR/$MODEL" "$MODEL-lora" "$DIR/$MODEL-lora"
+      SETTINGS=(VLLM_SERVER_DEV_MODE=1 VLLM_ENABLE_RESPONSES_API_STORE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1
+        VLLM_ENABLE_COHERE_API=1)
+      OPTIONS=(--enable-lora --max-lora-rank 8 --enable-scale-out --enable-tokenizer-info-endpoint --enable-server-load-tracking
+        --profiler-config "{\"profiler\":\"torch\",\"torch_profiler_dir\":\"$DIR/$PORT.profile\"}") ;;
+    traced) OPTIONS=(--enable-request-id-headers) ;;
+    keyed) OPTIONS=(--api-key sk-differential) ;;
+    rooted) OPTIONS=(--root-path /p) ;;
+    uds) OPTIONS=(--uds "$DIR/$PORT.sock") REACH=(--unix-socket "$DIR/$PORT.sock") ;;
+    embed) OPTIONS=(--runner pooling --convert embed) ;;
+    classify) OPTIONS=(--runner pooling --convert classify) ;;
+    *) echo "invalid variant \`$VARIANT\` of $SERVER: expected plain, full, traced, keyed, rooted, uds, embed or classify" >&2; exit 2 ;;
+  esac
+  setsid nohup env "${SETTINGS[@]}" bash "$HERE/vllm/serve.sh" "$DIR/$MODEL" "$MODEL" "$PORT" \
+    --served-model-name "$MODEL" "$MODEL-alias" "${OPTIONS[@]}" >"$DIR/$PORT.log" 2>&1 </dev/null &
   echo $! >"$DIR/$PORT.pid"
   for _ in $(seq 900); do
-    curl -sf -o /dev/null "http://127.0.0.1:$PORT/health" && break
+    curl -sf -o /dev/null "${REACH[@]}" "http://127.0.0.1:$PORT/health" && break
     kill -0 "$(cat "$DIR/$PORT.pid")" || { tail "$DIR/$PORT.log"; exit 1; }
     sleep 0.2
   done
-  curl -sf -o /dev/null "http://127.0.0.1:$PORT/health" || { echo "$SERVER does not start, see $DIR/$PORT.log" >&2; exit 1; }
+  curl -sf -o /dev/null "${REACH[@]}" "http://127.0.0.1:$PORT/health" ||
+    { echo "$SERVER does not start, see $DIR/$PORT.log" >&2; exit 1; }
   echo "$SERVER is up, process $(cat "$DIR/$PORT.pid")"
 done
