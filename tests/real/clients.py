@@ -203,11 +203,11 @@ class Checks:
         expect_raises(openai.AuthenticationError, lambda: wrong.models.list())
         expect_raises(
             openai.AuthenticationError,
-            lambda: wrong.chat.completions.create(model=model, messages=QUESTION), "Unauthorized")
+            lambda: wrong.chat.completions.create(model=model, messages=QUESTION))
         expect_raises(
             openai.AuthenticationError,
             lambda: wrong.chat.completions.create(model="no-such-model", messages=QUESTION, stream=True))
-        stranger = anthropic.Anthropic(base_url=self.base, api_key=self.key, timeout=TIMEOUT, max_retries=0)
+        stranger = anthropic.Anthropic(base_url=self.base, auth_token="wrong", timeout=TIMEOUT, max_retries=0)
         expect_raises(
             anthropic.AuthenticationError,
             lambda: stranger.messages.create(model=model, max_tokens=3, messages=QUESTION))
@@ -366,7 +366,9 @@ class Checks:
         expect(text == "Hello there", text)
 
     def redirect_is_followed(self):
-        with urllib.request.urlopen(self.base + "/v1/models/", timeout=TIMEOUT) as answer:
+        request = urllib.request.Request(
+            self.base + "/v1/models/", headers={"Authorization": f"Bearer {self.key or 'none'}"})
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             expect(answer.status == 200, str(answer.status))
             expect(answer.url == self.base + "/v1/models", answer.url)
 
