@@ -10,21 +10,29 @@ use vllm_proxy_core::route::{Decision, Share};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
 
-const REQUESTS: [&[u8]; 6] = [
+const REQUESTS: [&[u8]; 9] = [
     b"GET / HTTP/1.1\r\nHost: h\r\n\r\n",
     b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 13\r\n\r\n{\"model\":\"m\"}",
     b"POST /v1/completions HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n",
     b"POST / HTTP/1.1\r\nHost: h\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
     b"HEAD /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
     b"2\r\nab\r\n0\r\nt: u\r\n\r\n",
+    b"GET /x HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+    b"GET /v1/realtime HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\
+      Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    b"\x81\xa5\0\0\0\0{\"type\":\"session.update\",\"model\":\"n\"}",
 ];
-const ANSWERS: [&[u8]; 6] = [
+const ANSWERS: [&[u8]; 9] = [
     b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi",
     b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
     b"HTTP/1.1 503 X\r\ncontent-length: 2\r\n\r\nno",
     b"HTTP/1.1 103 X\r\n\r\n",
     b"HTTP/1.1 200 OK\r\n\r\n",
     b"2;x\r\nab\r\n0\r\nt: u\r\n\r\n",
+    b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
+    b"\x81\x1a{\"type\":\"session.created\"}",
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 34\r\n\r\n\
+      data: {\"error\": {\"code\": 503}}\r\n\r\n",
 ];
 
 struct Bench {
@@ -50,7 +58,7 @@ pub fn exchange(data: &[u8]) {
         rest = behind;
         let argument = rest.first().copied().unwrap_or(0);
         let raw = &rest[..rest.len().min(usize::from(argument & 31))];
-        let snippet = usize::from(argument) % 6;
+        let snippet = usize::from(argument) % REQUESTS.len();
         match what & 15 {
             0 => bench.receive(Side::Client, REQUESTS[snippet]),
             1 => bench.receive(Side::Upstream, ANSWERS[snippet]),
@@ -104,8 +112,11 @@ impl Bench {
             .collect();
         engine.handle(engine::Input::Discovered(&specs), now);
         for id in 0..2 {
-            let card = ModelCard { id: "m".into(), parent: None, raw: "{}".into() };
-            let probe = Probe { health: 200, models: Some(vec![card]), version: None };
+            let names = if id == 0 { &["m"][..] } else { &["m", "n"] };
+            let card =
+                |name: &&str| ModelCard { id: (*name).into(), parent: None, raw: "{}".into() };
+            let models = names.iter().map(card).collect();
+            let probe = Probe { health: 200, models: Some(models), version: None };
             engine.handle(engine::Input::Probed(BackendId(id), Ok(probe)), now);
         }
         let limits = Limits {
