@@ -20,6 +20,9 @@
 //! anew ([`wire::forward`]) and goes to the backend with the body in one call -> the answer's head
 //! is held until the first byte of its body, then everything passes as it comes.
 //!
+//! Where backend and client switch to a websocket, bytes pass both ways from then on. One that
+//! names its model in its first message ([`wire::websocket`]) is accepted here if that matters.
+//!
 //! # What lives where
 //!
 //! - [`time`], [`rng`]: an `Instant` without `now()`, chance without entropy.
