@@ -99,6 +99,15 @@ fn say(line: &str) {
     let _ = writeln!(std::io::stdout().lock(), "{line}");
 }
 
+/// What these bring fits one server only, and of several one must be named.
+const FOR_ONE: [&str; 5] = [
+    "/init_weight_transfer_engine",
+    "/update_weights",
+    "/scale_elastic_ep",
+    "/fault_tolerance/apply",
+    "/fault_tolerance/status",
+];
+
 /// The list, names being unique.
 fn all_cases(model: &str) -> Vec<Case> {
     let mut cases = cases_api::cases(model);
@@ -121,6 +130,11 @@ fn all_cases(model: &str) -> Vec<Case> {
         let refused = cases_lora::cases(model, "/nowhere/adapter");
         let why = "the adapter is unknown, and the answer lists all models";
         cases.extend(refused.into_iter().map(|case| case.fleet(why)));
+    }
+    for case in &mut cases {
+        if case.asked().iter().any(|(_, path)| FOR_ONE.contains(&path.as_str())) {
+            case.fleet = Some("of several servers one must be named");
+        }
     }
     if let Ok(only) = std::env::var("VLLM_PXY_TEST_ONLY") {
         cases.retain(|case| case.name.contains(&only));

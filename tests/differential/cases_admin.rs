@@ -50,10 +50,12 @@ fn state() -> Vec<Case> {
 /// Names and types of the families of a scrape, without the proxy's own, and the head without its
 /// length.
 fn families(lines: &mut Vec<String>) {
-    let body = lines.iter().position(|line| line.starts_with("[framing")).unwrap_or(0);
+    let framing = lines.iter().position(|line| line.starts_with("[framing"));
+    let body = framing.unwrap_or(lines.len());
     let (head, rest) = lines.split_at(body);
     let own = |line: &&String| line.starts_with("# TYPE vllm_proxy_");
-    let is_scrape = rest.iter().any(|line| line.starts_with("# TYPE"));
+    // The answer to a HEAD has the head of a scrape only.
+    let is_scrape = lines.iter().any(|line| line.starts_with("content-type: text/plain; version="));
     if !is_scrape {
         return;
     }

@@ -46,16 +46,16 @@ fn every_backend_hears_what_changes_it(runtime: Runtime) {
     assert!(
         all.iter().all(|(line, body)| { line == "POST /sleep?level=1 HTTP/1.1" && body == "{}" })
     );
-    let some = expect(&post("/sleep?level=1&model=a", "{}"), &[0, 1]);
-    assert!(some.iter().all(|(line, _)| line == "POST /sleep?level=1&model=a HTTP/1.1"));
+    let some = expect(&post("/sleep?level=1&vllm_proxy_model=a", "{}"), &[0, 1]);
+    assert!(some.iter().all(|(line, _)| line == "POST /sleep?level=1&vllm_proxy_model=a HTTP/1.1"));
     let named = backends[1].address();
-    expect(&post(&format!("/sleep?backend={named}"), "{}"), &[1]);
+    expect(&post(&format!("/sleep?vllm_proxy_backend={named}"), "{}"), &[1]);
     let by_header = |name: &str, value: &str| {
         format!("POST /sleep HTTP/1.1\r\nHost: h\r\n{name}: {value}\r\nContent-Length: 0\r\n\r\n")
     };
     expect(by_header("X-vLLM-Proxy-Model", "b").as_bytes(), &[2]);
     expect(by_header("x-vllm-proxy-backend", &named.to_string()).as_bytes(), &[1]);
-    let nobody = asked(&proxy, post("/sleep?backend=10.1.1.1:1", ""));
+    let nobody = asked(&proxy, post("/sleep?vllm_proxy_backend=10.1.1.1:1", ""));
     assert_eq!(nobody.status(), 404);
     assert!(nobody.text().contains("There is no backend `10.1.1.1:1`."), "{}", nobody.text());
 }
@@ -84,7 +84,7 @@ fn what_fits_one_backend_must_name_it(runtime: Runtime) {
     let answer = asked(&proxy, post("/update_weights", "{}"));
     assert_eq!(answer.status(), 400);
     assert!(answer.text().contains(&format!("{}, {}", one.address(), two.address())));
-    let named = format!("/update_weights?backend={}", two.address());
+    let named = format!("/update_weights?vllm_proxy_backend={}", two.address());
     assert_eq!(asked(&proxy, post(&named, "{}")).text(), "two");
     one.assert_untouched();
 }
@@ -176,7 +176,7 @@ fn a_backend_that_sleeps_is_spared(runtime: Runtime) {
         names
     };
     assert_eq!(both(&proxy), ["awake", "sleepy"]);
-    let order = |path: &str| post(&format!("{path}?backend={}", sleepy.address()), "");
+    let order = |path: &str| post(&format!("{path}?vllm_proxy_backend={}", sleepy.address()), "");
     assert_eq!(asked(&proxy, order("/sleep")).status(), 200);
     eventually("it is spared", || both(&proxy) == ["awake"]);
     assert_eq!(asked(&proxy, order("/wake_up")).status(), 200);

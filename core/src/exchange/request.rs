@@ -338,9 +338,9 @@ impl Exchange {
         }
         if matches!(rule.who, Who::Each | Who::Every | Who::Named) {
             request.narrow = Some(Narrow {
-                model: parameter(target, "model")
+                model: parameter(target, "vllm_proxy_model")
                     .or_else(|| header("x-vllm-proxy-model").and_then(text)),
-                backend: parameter(target, "backend")
+                backend: parameter(target, "vllm_proxy_backend")
                     .or_else(|| header("x-vllm-proxy-backend").and_then(text)),
             });
         }

@@ -13,9 +13,11 @@ use alloc::vec::Vec;
 /// both go on to the backends as they came.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Narrow {
-    /// Those that serve this model: query parameter `model`, or header `x-vllm-proxy-model`.
+    /// Those that serve this model: query parameter `vllm_proxy_model`, or header
+    /// `x-vllm-proxy-model`.
     pub model: Option<String>,
-    /// The one at this address: query parameter `backend`, or header `x-vllm-proxy-backend`.
+    /// The one at this address: query parameter `vllm_proxy_backend`, or header
+    /// `x-vllm-proxy-backend`.
     pub backend: Option<String>,
 }
 

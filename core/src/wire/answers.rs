@@ -146,7 +146,7 @@ impl Answer {
             Refusal::Ambiguous { backends } => (
                 format!(
                     "This request is for one backend only. Name it by the query parameter \
-                     `backend` or the header `x-vllm-proxy-backend`. Backends: {}.",
+                     `vllm_proxy_backend` or the header `x-vllm-proxy-backend`. Backends: {}.",
                     backends.join(", ")
                 )
                 .into(),
