@@ -108,6 +108,12 @@ const FOR_ONE: [&str; 5] = [
     "/fault_tolerance/status",
 ];
 
+/// What tells of all servers together.
+const OF_ALL: [&str; 4] =
+    ["/get_world_size", "/collective_rpc", "/abort_requests", "/weight_checker"];
+/// What loads adapters, of the default model unless another is named.
+const ADAPTERS: [&str; 2] = ["/v1/load_lora_adapter", "/adapters"];
+
 /// The list, names being unique.
 fn all_cases(model: &str) -> Vec<Case> {
     let mut cases = cases_api::cases(model);
@@ -132,8 +138,14 @@ fn all_cases(model: &str) -> Vec<Case> {
         cases.extend(refused.into_iter().map(|case| case.fleet(why)));
     }
     for case in &mut cases {
-        if case.asked().iter().any(|(_, path)| FOR_ONE.contains(&path.as_str())) {
+        let asked = case.asked();
+        let asks = |paths: &[&str]| asked.iter().any(|(_, path)| paths.contains(&path.as_str()));
+        if asks(&FOR_ONE) {
             case.fleet = Some("of several servers one must be named");
+        } else if asks(&OF_ALL) {
+            case.fleet = Some("numbers of several are added up or compared");
+        } else if asks(&ADAPTERS) {
+            case.fleet = Some("adapters are the default model's");
         }
     }
     if let Ok(only) = std::env::var("VLLM_PXY_TEST_ONLY") {

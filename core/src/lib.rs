@@ -20,10 +20,10 @@
 //! anew ([`wire::forward`]) and goes to the backend with the body in one call -> the answer's head
 //! is held until the first byte of its body, then everything passes as it comes.
 //!
-//! What all backends are to hear goes to each as an errand of its own, and [`wire::merge`] makes one
-//! answer of theirs. Where backend and client switch to a websocket, bytes pass both ways from then
-//! on. One that names its model in its first message ([`wire::websocket`]) is accepted here if that
-//! matters.
+//! What all backends are to hear goes to each as an errand of its own, and [`wire::merge`] makes
+//! one answer of theirs. Where backend and client switch to a websocket, bytes pass both ways from
+//! then on. One that names its model in its first message ([`wire::websocket`]) is accepted here if
+//! that matters.
 //!
 //! # What lives where
 //!

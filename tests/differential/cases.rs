@@ -163,6 +163,16 @@ pub(crate) fn keep_open(lines: &mut Vec<String>) {
     }
 }
 
+/// Why the proxy's client is not told that the server ends its connection.
+pub(crate) const OWN_CONNECTION: &str =
+    "the server's `connection: close` ends its own connection only";
+
+/// The server neither said that it ends the connection nor did.
+pub(crate) fn kept_open(lines: &mut Vec<String>) {
+    lines.retain(|line| !line.eq_ignore_ascii_case("connection: close"));
+    keep_open(lines);
+}
+
 /// A request being written.
 pub(crate) struct Request {
     start: String,

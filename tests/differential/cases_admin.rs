@@ -66,7 +66,10 @@ fn families(lines: &mut Vec<String>) {
         .cloned()
         .collect();
     types.sort_unstable();
-    let head = head.iter().filter(|line| !line.starts_with("content-length:")).cloned();
+    // Its length and how it is framed, and which version of the format this path speaks.
+    let differs = ["content-length:", "transfer-encoding:", "content-type:"];
+    let head =
+        head.iter().filter(|line| !differs.iter().any(|name| line.starts_with(name))).cloned();
     let end = rest.iter().filter(|line| line.starts_with('[') && !line.starts_with("[framing"));
     *lines = head.chain(types).chain(end.cloned()).collect();
 }

@@ -1,7 +1,7 @@
 //! How HTTP lets clients ask: heads, targets, framings and connections, usual and odd.
 
 use crate::answer::{Step, Transcript};
-use crate::cases::{Case, HOST, Request, chunked};
+use crate::cases::{Case, HOST, OWN_CONNECTION, Request, chunked, kept_open};
 use crate::cases_refused;
 
 const CHAT: &str = "/v1/chat/completions";
@@ -91,15 +91,7 @@ fn targets(model: &str) -> Vec<Case> {
         Case::get("percent_encoded_health", "/he%61lth"),
         Case::get("percent_encoded_models", "/v1/%6dodels").fleet("lists all models"),
         Case::get("percent_encoded_nul", "/health%00"),
-        Case::get("utf8_path", "/frob/nicäte").rewritten(
-            "the server's `connection: close` ends its own connection only",
-            |lines| {
-                lines.retain(|line| line != "connection: close");
-                lines.iter_mut().filter(|line| *line == "[connection: closed]").for_each(|line| {
-                    *line = "[connection: open]".to_owned();
-                });
-            },
-        ),
+        Case::get("utf8_path", "/frob/nicäte").rewritten(OWN_CONNECTION, kept_open),
         Case::get("long_target", &format!("/version?{}", "q".repeat(20_000))),
         Case::get("absolute_form", &format!("http://{HOST}/version")),
         Case::get("absolute_form_no_path", &format!("http://{HOST}"))

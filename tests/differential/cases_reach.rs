@@ -2,10 +2,11 @@
 //! offer to upgrade. On servers without keys and root paths, these are ordinary requests and 404s.
 
 use crate::answer::Transcript;
-use crate::cases::{Case, HOST, Request};
+use crate::cases::{Case, HOST, OWN_CONNECTION, Request, kept_open};
 
 const CHAT: &str = "/v1/chat/completions";
-const OFFER: &str = "an offer to upgrade is not passed on";
+const POSTED: &str = "an upgrade is offered by GET only";
+const GREETED: &str = "where models differ the proxy greets by itself";
 /// The key of the variant `keyed` of `tests/real/servers.sh`.
 const KEY: &str = "Bearer sk-differential";
 const LISTS: &str = "the answer lists the models of all backends";
@@ -208,42 +209,29 @@ fn sockets() -> Vec<Case> {
             .header("Connection", "Upgrade")
             .header("Upgrade", "websocket");
         let request = headers.iter().fold(request, |r, (n, v)| r.header(n, v));
-        let mut case = Case::raw(name, request.bytes()).by_design(OFFER, refused);
+        let mut case = Case::raw(name, request.bytes()).rewritten(OWN_CONNECTION, kept_open);
         case.beyond_mock = Some("ends the connection on an upgrade");
         case
     };
     let key = ("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
     let version = ("Sec-WebSocket-Version", "13");
-    // Without the offer these are requests like any other.
-    let answered = |name, target: &str| {
-        offer(name, "GET", target, &[key, version]).by_design(
-            "an offer to upgrade is not passed on",
-            |seen| match seen.answers.as_slice() {
-                [answer] if [200, 401, 403].contains(&answer.status()) => Ok(()),
-                answers => Err(format!("expected one answer, got {answers:?}")),
-            },
-        )
+    let realtime = |name, target: &str, more: &[(&str, &str)]| {
+        offer(name, "GET", target, &[&[key, version], more].concat()).fleet(GREETED)
     };
     vec![
-        offer("websocket_realtime", "GET", "/v1/realtime", &[key, version]),
+        realtime("websocket_realtime", "/v1/realtime", &[]),
         offer("websocket_unknown", "GET", "/frobnicate", &[key, version]),
         offer("websocket_chat", "GET", CHAT, &[key, version]),
-        answered("websocket_models", "/v1/models").fleet(LISTS),
-        answered("websocket_health", "/health"),
+        offer("websocket_models", "GET", "/v1/models", &[key, version]),
+        offer("websocket_health", "GET", "/health", &[key, version]),
         offer("websocket_slash", "GET", "/v1/realtime/", &[key, version]),
-        offer("websocket_query", "GET", "/v1/realtime?model=nope", &[key, version]),
-        offer("websocket_key", "GET", "/v1/realtime", &[key, version, ("Authorization", KEY)]),
-        offer(
-            "websocket_origin",
-            "GET",
-            "/v1/realtime",
-            &[key, version, ("Origin", &format!("http://{HOST}"))],
-        ),
-        offer(
+        realtime("websocket_query", "/v1/realtime?model=nope", &[]),
+        realtime("websocket_key", "/v1/realtime", &[("Authorization", KEY)]),
+        realtime("websocket_origin", "/v1/realtime", &[("Origin", &format!("http://{HOST}"))]),
+        realtime(
             "websocket_protocol",
-            "GET",
             "/v1/realtime",
-            &[key, version, ("Sec-WebSocket-Protocol", "realtime, openai-insecure-api-key.x")],
+            &[("Sec-WebSocket-Protocol", "realtime, openai-insecure-api-key.x")],
         ),
         offer("websocket_no_key", "GET", "/v1/realtime", &[version]),
         offer(
@@ -253,7 +241,8 @@ fn sockets() -> Vec<Case> {
             &[("Sec-WebSocket-Key", "abc"), version],
         ),
         offer("websocket_version_8", "GET", "/v1/realtime", &[key, ("Sec-WebSocket-Version", "8")]),
-        offer("websocket_post", "POST", "/v1/realtime", &[key, version, ("Content-Length", "0")]),
+        offer("websocket_post", "POST", "/v1/realtime", &[key, version, ("Content-Length", "0")])
+            .by_design(POSTED, refused),
     ]
 }
 

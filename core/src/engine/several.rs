@@ -25,12 +25,16 @@ impl Engine {
             Ok(meant) => meant,
             Err(refusal) => return Decision::Refuse(refusal),
         };
-        // An adapter is unloaded where it is loaded; if nobody lists it, all may say so.
-        if let Some(adapter) = request.adapter {
-            let holders = self.fleet.holders(adapter);
-            if meant.iter().any(|backend| holders.contains(&backend.id)) {
-                meant.retain(|backend| holders.contains(&backend.id));
-            }
+        // An adapter is unloaded where it is loaded.
+        let loaded = request.adapter.map_or(&[][..], |adapter| self.fleet.holders(adapter));
+        if meant.iter().any(|backend| loaded.contains(&backend.id)) {
+            meant.retain(|backend| loaded.contains(&backend.id));
+        } else if request.of_default
+            && *narrow == none
+            && let Some(default) = self.default_name()
+        {
+            let holders = self.fleet.holders(&default);
+            meant.retain(|backend| holders.contains(&backend.id));
         }
         let facts = request.facts.then(|| self.facts(&everyone));
         match request.who {

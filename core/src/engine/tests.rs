@@ -157,6 +157,7 @@ fn request(since: Instant) -> RequestMeta<'static> {
         since,
         response: None,
         adapter: None,
+        of_default: false,
         facts: false,
         narrow: None,
         allow: None,

@@ -7,7 +7,7 @@ use super::realtime::{Key, handshake_key};
 use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
 use crate::fleet::BackendSpec;
-use crate::route::{Narrow, RequestMeta, Retry, Share, Who};
+use crate::route::{Change, Narrow, RequestMeta, Retry, Share, Who};
 use crate::time::{Duration, Instant};
 use crate::wire::answers::{Answer, Shape};
 use crate::wire::body::{BodyReader, Framing, Kind};
@@ -121,6 +121,7 @@ impl Request {
             since: self.since,
             response: about(About::Response, self.scan.previous_response_id.as_ref()),
             adapter: about(About::Adapter, self.scan.lora_name.as_ref()),
+            of_default: rule.change == Some(Change::Adapters),
             facts: rule.merge == Merge::Metrics,
             narrow: self.narrow.as_ref(),
             allow: rule.allow,

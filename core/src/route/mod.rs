@@ -72,6 +72,8 @@ pub struct RequestMeta<'a> {
     pub response: Option<&'a str>,
     /// The adapter that it is about, where it changes adapters.
     pub adapter: Option<&'a str>,
+    /// Whether it means the default model's backends, unless it says which.
+    pub of_default: bool,
     /// Whether the answer is to tell the proxy's own numbers.
     pub facts: bool,
     /// Of several backends, which ones the request means.

@@ -104,13 +104,17 @@ fn one_must_be_named_where_there_are_several() {
 #[test]
 fn an_adapter_is_unloaded_where_it_is_loaded() {
     let mut rig = rig();
-    let unload = |rig: &mut Rig, adapter| {
+    let (of_b, third) = (model("b"), backend("127.0.0.1:2"));
+    let mut change = |adapter, narrow| {
         let who = Who::Every;
-        let asked = RequestMeta { who, adapter: Some(adapter), ..request(rig.now) };
+        let asked = RequestMeta { who, adapter, narrow, of_default: true, ..request(rig.now) };
         gathered(rig.ask(&asked))
     };
-    assert_eq!(unload(&mut rig, "lora"), [1]);
-    assert_eq!(unload(&mut rig, "nobody has it"), [0, 1, 2]);
+    assert_eq!(change(Some("lora"), None), [1]);
+    assert_eq!(change(Some("nobody has it"), None), [0, 1], "of the default model");
+    assert_eq!(change(None, None), [0, 1]);
+    assert_eq!(change(None, Some(&of_b)), [1, 2]);
+    assert_eq!(change(None, Some(&third)), [2]);
 }
 
 #[test]
