@@ -344,10 +344,10 @@ class Checks:
         expect(all(asyncio.run(all_of_them())), "an empty answer")
 
     def websocket_is_refused(self):
-        """Nobody serves audio here: the handshake ends with a status, and not in silence."""
+        """Nobody has this socket: the handshake ends with a status, and not in silence."""
         address = urllib.parse.urlsplit(self.base)
         connection = http.client.HTTPConnection(address.hostname, address.port, timeout=TIMEOUT)
-        connection.request("GET", "/v1/realtime", headers={
+        connection.request("GET", "/v1/nothing", headers={
             "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13",
             "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==", "Authorization": f"Bearer {self.key or 'none'}"})
         status = connection.getresponse().status
