@@ -47,6 +47,9 @@ pub enum Output {
     Probe(BackendId),
     /// This backend is gone: idle connections to it may be closed.
     Forget(BackendId),
+    /// This backend lacks an adapter that clients have loaded: send it this body, to
+    /// `/v1/load_lora_adapter`, and say by [`Engine::heard`] what came of it.
+    Load(BackendId, Arc<[u8]>),
 }
 
 /// The deciding machine.
@@ -280,10 +283,13 @@ impl Engine {
 
     /// The next thing to do; `None` when there is nothing left.
     pub fn poll_output(&mut self) -> Option<Output> {
-        match self.fleet.poll_forgotten() {
-            Some(backend) => Some(Output::Forget(backend)),
-            None => self.fleet.poll_probe().map(Output::Probe),
+        if let Some(backend) = self.fleet.poll_forgotten() {
+            return Some(Output::Forget(backend));
         }
+        if let Some((backend, load)) = self.fleet.poll_load() {
+            return Some(Output::Load(backend, load));
+        }
+        self.fleet.poll_probe().map(Output::Probe)
     }
 
     /// When to say [`Input::Timeout`].

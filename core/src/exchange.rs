@@ -239,7 +239,7 @@ impl Exchange {
                 Order::Owns(backend, id) => Output::Owns(backend, id),
                 Order::Settle(ticket, outcome) => Output::Settle(ticket, outcome),
                 Order::Gather(errands, until) => Output::Gather(errands, until),
-                Order::Heard(echoes) => Output::Heard(echoes),
+                Order::Heard(echoes, adapter) => Output::Heard(echoes, adapter),
                 Order::Connect => match &self.attempt {
                     Some(Attempt { backend, spec, fresh, .. }) => {
                         Output::Connect { backend: *backend, spec, fresh: *fresh }
@@ -298,7 +298,7 @@ impl Exchange {
                 | Order::FirstByte
                 | Order::Owns(..)
                 | Order::Gather(..)
-                | Order::Heard(_)
+                | Order::Heard(..)
                 | Order::Connect
                 | Order::Release { .. }
                 | Order::Shutdown
@@ -441,7 +441,7 @@ impl Exchange {
                 Order::Unreserve(_)
                 | Order::FirstByte
                 | Order::Owns(..)
-                | Order::Heard(_)
+                | Order::Heard(..)
                 | Order::Settle(..)
                 | Order::Release { .. }
                 | Order::Shutdown

@@ -25,6 +25,7 @@ use std::thread;
 use std::time::Duration;
 use vllm_proxy_core::engine::{Input, Lend, Output};
 use vllm_proxy_core::fleet::{Address, BackendId};
+use vllm_proxy_core::route::Change;
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::ProbeError;
 
@@ -73,6 +74,7 @@ impl Prober {
                 Some(Ok(Order::Output(Output::Probe(backend)))) => self.probe(backend),
                 // Idle connections to it end by themselves, in seconds.
                 Some(Ok(Order::Output(Output::Forget(backend)))) => self.refused.forget(backend),
+                Some(Ok(Order::Output(Output::Load(backend, load)))) => self.load(backend, load),
                 Some(Ok(Order::Earlier(at))) => {
                     deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
                 }
@@ -88,6 +90,26 @@ impl Prober {
             Some(at) => drop(Timer::at(at).await),
             None => smol::future::pending().await,
         }
+    }
+
+    /// Has a backend load an adapter that it lacks, beside everything else.
+    fn load(&self, backend: BackendId, load: Arc<[u8]>) {
+        let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
+        let load = async move {
+            let mut spec = None;
+            shared.lend(&mut |engine| spec = engine.spec(backend).cloned());
+            let Some(spec) = spec else { return };
+            let told = AssertUnwindSafe(ask::load(&spec, key.as_deref(), &load)).catch_unwind();
+            match told.await.unwrap_or(Err(ProbeError::Broken)) {
+                Ok(status) if (200..300).contains(&status) => {
+                    log::info!(backend:%; "adapter loaded again");
+                    shared.changed(backend, Change::Adapters);
+                }
+                Ok(status) => log::warn!(backend:%, status; "adapter cannot be loaded again"),
+                Err(error) => log::warn!(backend:%, error:?; "adapter cannot be loaded again"),
+            }
+        };
+        self.executor.spawn(load).detach();
     }
 
     /// Asks a backend how it is, beside everything else.

@@ -6,6 +6,8 @@ use smol::channel::{self, Receiver, Sender};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant as SystemInstant;
 use vllm_proxy_core::engine::{Engine, Input, Lend, Output};
+use vllm_proxy_core::fleet::BackendId;
+use vllm_proxy_core::route::{Change, Echo};
 use vllm_proxy_core::time::Instant;
 
 /// Moments of the core are counted from here.
@@ -72,6 +74,13 @@ impl SharedEngine {
     pub(crate) fn tell(&self, input: Input<'_>) {
         let now = self.clock.now();
         (self as &dyn Lend).with(|engine| engine.handle(input, now));
+    }
+
+    /// Tells the engine what it had changed in a backend.
+    pub(crate) fn changed(&self, backend: BackendId, change: Change) {
+        let now = self.clock.now();
+        let echo = Echo { backend, result: Ok(Some(change)) };
+        (self as &dyn Lend).with(|engine| engine.heard(&[echo], None, now));
     }
 
     /// Tells the engine the time, and returns when it wants to be told again.

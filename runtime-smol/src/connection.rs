@@ -173,8 +173,8 @@ impl Connection {
                     self.upstream = Upstream::Errands(Box::pin(errands));
                     continue;
                 }
-                Output::Heard(echoes) => {
-                    core.with_engine(|engine| engine.heard(&echoes, now));
+                Output::Heard(echoes, adapter) => {
+                    core.with_engine(|engine| engine.heard(&echoes, adapter, now));
                     continue;
                 }
                 Output::Settle(ticket, outcome) => {

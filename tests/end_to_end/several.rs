@@ -204,7 +204,28 @@ fn an_adapter_is_found_as_soon_as_it_is_loaded(runtime: Runtime) {
     backends.lock().unwrap().clear();
 }
 
+fn who_comes_back_gets_the_adapters_that_were_loaded(runtime: Runtime) {
+    let bodies: Arc<Mutex<Vec<String>>> = Arc::default();
+    let heard = Arc::clone(&bodies);
+    let mut one = Backend::answering(&["base"], move |request| {
+        assert!(start_line(request).starts_with("POST /v1/load_lora_adapter "));
+        heard.lock().unwrap().push(request.text());
+        ok("Success")
+    });
+    let two = Backend::named(&["base"], "Success");
+    let proxy = Proxy::start(runtime, &[&one, &two]);
+    let body = r#"{"lora_name":"adapter","lora_path":"/x"}"#;
+    assert_eq!(asked(&proxy, post("/v1/load_lora_adapter", body)).status(), 200);
+    one.stop();
+    proxy.await_entries("backend is down", 1);
+    one.start_again();
+    proxy.await_entries("adapter loaded again", 1);
+    assert_eq!(*bodies.lock().unwrap(), [body, body]);
+    assert_eq!(two.requests(), 1, "it was there all the time");
+}
+
 on_every_runtime!(
+    who_comes_back_gets_the_adapters_that_were_loaded,
     every_backend_hears_what_changes_it,
     a_partial_failure_is_told,
     what_fits_one_backend_must_name_it,

@@ -69,7 +69,7 @@ impl World {
                 self.engine.first_byte(ticket, now);
                 None
             }
-            Output::Owns(..) | Output::Heard(_) => None,
+            Output::Owns(..) | Output::Heard(..) => None,
             Output::Gather(errands, _) => {
                 line = format!("gather {}", errands.len());
                 self.errands = errands;

@@ -6,7 +6,8 @@
 use super::Engine;
 use crate::fleet::{Backend, BackendId};
 use crate::route::{
-    Asked, Change, Decision, Echo, Failure, Gathering, Narrow, Refusal, RequestMeta, Who,
+    AdapterChange, Asked, Change, Decision, Echo, Failure, Gathering, Narrow, Refusal, RequestMeta,
+    Who,
 };
 use crate::time::Instant;
 use crate::wire::facts::{BackendFacts, Facts};
@@ -26,7 +27,8 @@ impl Engine {
             Err(refusal) => return Decision::Refuse(refusal),
         };
         // An adapter is unloaded where it is loaded.
-        let loaded = request.adapter.map_or(&[][..], |adapter| self.fleet.holders(adapter));
+        let loaded = request.unloads.then_some(request.adapter).flatten();
+        let loaded = loaded.map_or(&[][..], |adapter| self.fleet.holders(adapter));
         if meant.iter().any(|backend| loaded.contains(&backend.id)) {
             meant.retain(|backend| loaded.contains(&backend.id));
         } else if request.of_default
@@ -88,9 +90,15 @@ impl Engine {
         Ok(meant)
     }
 
-    /// What became of a gathering's parts. Anyone can send such requests, so only a backend's own
-    /// success counts.
-    pub fn heard(&mut self, echoes: &[Echo], now: Instant) {
+    /// What became of a gathering's parts, and of which adapter. Anyone can send such requests, so
+    /// only a backend's own success counts.
+    pub fn heard(&mut self, echoes: &[Echo], adapter: Option<AdapterChange>, now: Instant) {
+        if let Some(mut adapter) = adapter {
+            let model = adapter.model.take().map(Arc::from).or_else(|| self.default_name());
+            if let Some(model) = model {
+                self.fleet.adapters.changed(adapter, model);
+            }
+        }
         for echo in echoes {
             match echo.result {
                 Ok(None) => {}

@@ -157,6 +157,7 @@ fn request(since: Instant) -> RequestMeta<'static> {
         since,
         response: None,
         adapter: None,
+        unloads: false,
         of_default: false,
         facts: false,
         narrow: None,

@@ -5,11 +5,12 @@
 
 use super::errand::{Client, Errand, Heard, Said};
 use super::{After, Drain, Exchange, Order, Phase};
-use crate::route::{Asked, Change, Echo, Failure, Gathering, Refusal, Who};
+use crate::route::{AdapterChange, Asked, Change, Echo, Failure, Gathering, Refusal, Who};
 use crate::time::{Duration, Instant};
 use crate::wire::facts::Facts;
 use crate::wire::merge::{self, Merge, Merged, Reply};
 use crate::wire::probe::parse_flag;
+use alloc::borrow::ToOwned;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -96,7 +97,8 @@ impl Exchange {
         let echoes: Vec<Echo> =
             said.iter().map(|said| echo(said, rule.merge, rule.change)).collect();
         if !echoes.is_empty() {
-            self.orders.push_back(Order::Heard(echoes));
+            let adapter = self.adapter_change(&echoes);
+            self.orders.push_back(Order::Heard(echoes, adapter));
         }
         let names: Vec<String> =
             gather.asked.iter().map(|asked| asked.spec.address.to_string()).collect();
@@ -121,6 +123,33 @@ impl Exchange {
                 }
             }
         }
+    }
+}
+
+impl Exchange {
+    /// Which adapter was loaded or unloaded, if that is to be so for backends to come as well.
+    fn adapter_change(&self, echoes: &[Echo]) -> Option<AdapterChange> {
+        let request = self.request.meta();
+        let narrow = request.narrow.cloned().unwrap_or_default();
+        let done = echoes.iter().any(|echo| echo.result == Ok(Some(Change::Adapters)));
+        if !done || narrow.backend.is_some() {
+            return None;
+        }
+        let load = match self.request.rule().merge {
+            Merge::LoadLora => Some(self.request.content().into()),
+            Merge::UnloadLora => None,
+            Merge::Same
+            | Merge::And(_)
+            | Merge::Or(_)
+            | Merge::Sum(..)
+            | Merge::Concat(_)
+            | Merge::Awake
+            | Merge::Ranks
+            | Merge::Compare
+            | Merge::Metrics => return None,
+        };
+        let name = request.adapter?.to_owned();
+        Some(AdapterChange { name, load, model: narrow.model })
     }
 }
 

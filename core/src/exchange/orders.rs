@@ -4,7 +4,7 @@
 
 use super::errand::Errand;
 use crate::fleet::BackendId;
-use crate::route::{Echo, Failure, Outcome, Share, Ticket};
+use crate::route::{AdapterChange, Echo, Failure, Outcome, Share, Ticket};
 use crate::time::Instant;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -21,7 +21,7 @@ pub(super) enum Order {
     Owns(BackendId, String),
     Settle(Ticket, Outcome),
     Gather(Vec<Errand>, Instant),
-    Heard(Vec<Echo>),
+    Heard(Vec<Echo>, Option<AdapterChange>),
     Connect,
     Release { reusable: bool },
     Shutdown,

@@ -121,6 +121,7 @@ impl Request {
             since: self.since,
             response: about(About::Response, self.scan.previous_response_id.as_ref()),
             adapter: about(About::Adapter, self.scan.lora_name.as_ref()),
+            unloads: rule.merge == Merge::UnloadLora,
             of_default: rule.change == Some(Change::Adapters),
             facts: rule.merge == Merge::Metrics,
             narrow: self.narrow.as_ref(),
@@ -167,6 +168,11 @@ impl Request {
         self.message.clear();
         shrink(&mut self.message);
         shrink(&mut self.headers);
+    }
+
+    /// The body without what frames it on the wire, once the request is complete.
+    pub(super) fn content(&self) -> &[u8] {
+        self.body().get(..self.body_len).unwrap_or_default()
     }
 
     /// The body; once the request is complete, with what ends it on the wire.

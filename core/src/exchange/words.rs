@@ -4,7 +4,7 @@
 
 use super::errand::{Errand, Said};
 use crate::fleet::{BackendId, BackendSpec};
-use crate::route::{Decision, Echo, Failure, Outcome, RequestMeta, Share, Ticket};
+use crate::route::{AdapterChange, Decision, Echo, Failure, Outcome, RequestMeta, Share, Ticket};
 use crate::time::Instant;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -96,8 +96,8 @@ pub enum Output<'a> {
     /// [`Input::Gathered`] when all have ended or the moment has come. [`Output::Release`] drops
     /// them.
     Gather(Vec<Errand>, Instant),
-    /// Tell the engine what became of them.
-    Heard(Vec<Echo>),
+    /// Tell the engine what became of them, and of which adapter.
+    Heard(Vec<Echo>, Option<AdapterChange>),
     /// Connect to a backend, by an idle connection unless a fresh one is wanted, and say
     /// [`Input::Connected`] or [`Input::ConnectFailed`].
     Connect {

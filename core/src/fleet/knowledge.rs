@@ -195,6 +195,21 @@ impl Fleet {
             && self.backends.iter().any(|backend| backend.is_of(upstreams) && backend.serves())
     }
 
+    /// Who comes back, or joins, gets the adapters of its models that it does not list.
+    pub(super) fn restore(&mut self, id: BackendId) {
+        let lacks = |name: &str| !self.names.holders(name).contains(&id);
+        let missing = self.adapters.iter().filter(|(name, loaded)| {
+            self.names.holders(&loaded.model).contains(&id) && lacks(name)
+        });
+        let missing: Vec<_> = missing.map(|(_, loaded)| (id, Arc::clone(&loaded.load))).collect();
+        self.to_load.extend(missing);
+    }
+
+    /// The next adapter to be loaded.
+    pub(crate) fn poll_load(&mut self) -> Option<(BackendId, Arc<[u8]>)> {
+        self.to_load.pop_front()
+    }
+
     /// A backend was told to load or unload an adapter: what it listed is old.
     pub(crate) fn doubt_list(&mut self, id: BackendId) {
         self.rounds.stale();

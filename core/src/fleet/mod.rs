@@ -4,6 +4,7 @@
 //! Owns the facts; does not choose (see [`route`](crate::route)) and asks nothing by itself (see
 //! [`Engine`](crate::engine::Engine)).
 
+mod adapters;
 mod health;
 mod knowledge;
 mod load;
@@ -20,6 +21,7 @@ pub(crate) use names::Lost;
 use crate::rng::Rng;
 use crate::time::Instant;
 use crate::wire::probe::{ModelCard, Probe, ProbeError};
+use adapters::Adapters;
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -174,9 +176,12 @@ pub(crate) struct Fleet {
     first_model: Option<FirstModel>,
     discovered: bool,
     pub(crate) owners: Owners,
+    pub(crate) adapters: Adapters,
     rng: Rng,
     to_probe: VecDeque<BackendId>,
     to_forget: VecDeque<BackendId>,
+    /// Adapters that a backend is to load, by the body of the request.
+    to_load: VecDeque<(BackendId, Arc<[u8]>)>,
 }
 
 /// An address as it was found in a list of specs.
@@ -199,9 +204,11 @@ impl Fleet {
             first_model: None,
             discovered: false,
             owners: Owners::default(),
+            adapters: Adapters::default(),
             rng: Rng::new(seed),
             to_probe: VecDeque::new(),
             to_forget: VecDeque::new(),
+            to_load: VecDeque::new(),
         }
     }
 
@@ -295,6 +302,9 @@ impl Fleet {
             backend.keyed = probe.keyed.unwrap_or(backend.keyed);
             if let Some(cards) = probe.models {
                 self.list(id, cards);
+                if matches!(before, State::Down | State::Unknown) {
+                    self.restore(id);
+                }
             }
         }
         if !too_early {

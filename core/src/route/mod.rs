@@ -11,7 +11,7 @@ mod several;
 pub(crate) use held::{Held, Next, Pool, Tried};
 pub use pick::{Candidate, Question, pick};
 pub use score::{Cost, Work, cost};
-pub use several::{Asked, Change, Echo, Gathering, Narrow};
+pub use several::{AdapterChange, Asked, Change, Echo, Gathering, Narrow};
 
 use crate::fleet::{BackendId, BackendSpec};
 use crate::time::{Duration, Instant};
@@ -72,6 +72,8 @@ pub struct RequestMeta<'a> {
     pub response: Option<&'a str>,
     /// The adapter that it is about, where it changes adapters.
     pub adapter: Option<&'a str>,
+    /// Whether it unloads that adapter, and so means those that have it.
+    pub unloads: bool,
     /// Whether it means the default model's backends, unless it says which.
     pub of_default: bool,
     /// Whether the answer is to tell the proxy's own numbers.

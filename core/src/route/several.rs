@@ -34,6 +34,17 @@ pub enum Change {
     Weights,
 }
 
+/// What a request did to an adapter, on backends that answered it with success.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdapterChange {
+    /// Which one.
+    pub name: String,
+    /// The body of the request that loaded it; `None`: it was unloaded.
+    pub load: Option<Arc<[u8]>>,
+    /// The model that the request was narrowed to.
+    pub model: Option<String>,
+}
+
 /// One backend that is to be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asked {

@@ -95,7 +95,8 @@ const CANCEL: Rule = Rule { retry: Retry::Never, ..STORED };
 const HEALTH: Rule = own(Who::Health);
 const MODELS: Rule = own(Who::Models);
 const VERSION: Rule = own(Who::Version);
-const LOADS: Rule = every(Merge::LoadLora, Some(Change::Adapters));
+const LOADS: Rule =
+    Rule { about: About::Adapter, ..every(Merge::LoadLora, Some(Change::Adapters)) };
 const UNLOADS: Rule =
     Rule { about: About::Adapter, ..every(Merge::UnloadLora, Some(Change::Adapters)) };
 /// Whose payload fits one backend only: ranks, ports, offsets.

@@ -5,7 +5,7 @@
 use crate::secret::Secret;
 use async_net::TcpStream;
 use async_net::unix::UnixStream;
-use http_types::headers::{AUTHORIZATION, CONNECTION, HOST};
+use http_types::headers::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST};
 use http_types::{Method, Request, Response, Url};
 use smol::Timer;
 use smol::future::{FutureExt, zip};
@@ -17,6 +17,8 @@ use vllm_proxy_core::wire::probe::{Probe, ProbeError, parse_flag, parse_models, 
 
 /// For all questions together.
 const LIMIT: Duration = Duration::from_secs(5);
+/// For loading an adapter, which may have to come from afar.
+const LOAD_LIMIT: Duration = Duration::from_secs(300);
 /// For one connection. Within it a lost SYN is sent again once.
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A card of `/v1/models` takes half a kilobyte: this is room for tens of thousands of adapters.
@@ -82,6 +84,19 @@ async fn rests(spec: &BackendSpec, end: Instant) -> Option<bool> {
     Some(says(sleeping, "is_sleeping") || says(paused, "is_paused"))
 }
 
+/// Has it load an adapter, as a client had others do. Says the status of the answer.
+pub(super) async fn load(
+    spec: &BackendSpec,
+    key: Option<&Secret>,
+    body: &[u8],
+) -> Result<u16, ProbeError> {
+    let mut request = request(spec, key, "/v1/load_lora_adapter")?;
+    request.set_method(Method::Post);
+    request.set_body(body);
+    request.insert_header(CONTENT_TYPE, "application/json");
+    Ok(ask(spec, request, Instant::now() + LOAD_LIMIT).await?.status)
+}
+
 struct Answer {
     status: u16,
     /// `None`: it is not whole, or too long.
@@ -94,8 +109,11 @@ async fn answer(
     path: &str,
     end: Instant,
 ) -> Result<Answer, ProbeError> {
+    ask(spec, request(spec, key, path)?, end).await
+}
+
+async fn ask(spec: &BackendSpec, request: Request, end: Instant) -> Result<Answer, ProbeError> {
     let asked = async {
-        let request = request(spec, key, path)?;
         let connect_end = end.min(Instant::now() + CONNECT_LIMIT);
         match &spec.address {
             Address::Tcp(address) => {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use vllm_proxy_core::config::{Config, Limits, Policy};
 use vllm_proxy_core::engine::{self, Engine};
-use vllm_proxy_core::exchange::{Drain, End, Exchange, Input, Output, Side};
+use vllm_proxy_core::exchange::{Drain, End, Errand, Exchange, Input, Output, Said, Side};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
 use vllm_proxy_core::route::{Decision, Share};
 use vllm_proxy_core::time::Instant;
@@ -34,6 +34,14 @@ const ANSWERS: [&[u8]; 9] = [
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: 34\r\n\r\n\
       data: {\"error\": {\"code\": 503}}\r\n\r\n",
 ];
+
+/// A backend takes its part in what several are asked, and says little.
+fn run(mut errand: Errand) -> Said {
+    let all = errand.unsent().iter().map(|part| part.len()).sum();
+    errand.sent(all);
+    let said = errand.received(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}");
+    said.unwrap_or_else(|| errand.closed(End::Closed))
+}
 
 struct Bench {
     engine: Engine,
@@ -97,9 +105,9 @@ impl Bench {
         let now = Instant::from_millis(1);
         let config = Config {
             policy: Policy::RoundRobin,
-            default_model: None,
             upstreams: 1,
             body_memory: 100_000,
+            ..Config::default()
         };
         let mut engine = Engine::new(config, 0, now);
         let specs: Vec<BackendSpec> = (0..2)
@@ -113,10 +121,13 @@ impl Bench {
         engine.handle(engine::Input::Discovered(&specs), now);
         for id in 0..2 {
             let names = if id == 0 { &["m"][..] } else { &["m", "n"] };
-            let card =
-                |name: &&str| ModelCard { id: (*name).into(), parent: None, raw: "{}".into() };
+            let card = |name: &&str| ModelCard {
+                id: (*name).into(),
+                raw: "{}".into(),
+                ..ModelCard::default()
+            };
             let models = names.iter().map(card).collect();
-            let probe = Probe { health: 200, models: Some(models), version: None };
+            let probe = Probe { health: 200, models: Some(models), ..Probe::default() };
             engine.handle(engine::Input::Probed(BackendId(id), Ok(probe)), now);
         }
         let limits = Limits {
@@ -220,6 +231,18 @@ impl Bench {
             }
             Output::FirstByte(ticket) => {
                 self.engine.first_byte(ticket, self.now);
+                return true;
+            }
+            Output::Owns(backend, id) => {
+                self.engine.owns(backend, &id, self.now);
+                return true;
+            }
+            Output::Gather(errands, until) => {
+                assert!(until >= self.now && !self.linked && !self.connecting);
+                Input::Gathered(errands.into_iter().map(run).collect())
+            }
+            Output::Heard(echoes, adapter) => {
+                self.engine.heard(&echoes, adapter, self.now);
                 return true;
             }
             Output::Settle(ticket, outcome) => {

@@ -1,7 +1,7 @@
 //! Requests that several backends hear, and what is believed of a backend after them.
 
 use super::*;
-use crate::route::{Change, Echo, Gathering, Narrow};
+use crate::route::{AdapterChange, Change, Echo, Gathering, Narrow};
 
 fn gathered(decision: Decision) -> Vec<u32> {
     match decision {
@@ -34,7 +34,7 @@ impl Rig {
 
     fn change(&mut self, backend: u32, change: Change) -> Vec<Output> {
         let echo = Echo { backend: BackendId(backend), result: Ok(Some(change)) };
-        self.engine.heard(&[echo], self.now);
+        self.engine.heard(&[echo], None, self.now);
         self.outputs()
     }
 
@@ -107,7 +107,14 @@ fn an_adapter_is_unloaded_where_it_is_loaded() {
     let (of_b, third) = (model("b"), backend("127.0.0.1:2"));
     let mut change = |adapter, narrow| {
         let who = Who::Every;
-        let asked = RequestMeta { who, adapter, narrow, of_default: true, ..request(rig.now) };
+        let asked = RequestMeta {
+            who,
+            adapter,
+            narrow,
+            unloads: true,
+            of_default: true,
+            ..request(rig.now)
+        };
         gathered(rig.ask(&asked))
     };
     assert_eq!(change(Some("lora"), None), [1]);
@@ -208,9 +215,56 @@ fn an_adapter_that_was_loaded_is_found_at_once() {
 fn who_did_not_answer_is_suspected() {
     let mut rig = Rig::serving(1, &["a"]);
     let echo = |result| [Echo { backend: BackendId(0), result }];
-    rig.engine.heard(&echo(Err(Failure::Timeout)), rig.now);
+    rig.engine.heard(&echo(Err(Failure::Timeout)), None, rig.now);
     assert_eq!(rig.state(0), State::Up);
-    rig.engine.heard(&echo(Err(Failure::Connect)), rig.now);
+    rig.engine.heard(&echo(Err(Failure::Connect)), None, rig.now);
     assert_eq!(rig.state(0), State::Suspect);
     rig.outputs();
+}
+
+fn loaded(name: &str, model: Option<&str>) -> AdapterChange {
+    let load = Some(name.as_bytes().into());
+    AdapterChange { name: name.to_string(), load, model: model.map(ToString::to_string) }
+}
+
+/// What a backend that comes back is told to load.
+fn comes_back(rig: &mut Rig, id: u32, models: &[&str]) -> Vec<String> {
+    rig.down(id);
+    let outputs = rig.up(id, models).into_iter();
+    let loads = outputs.filter_map(|output| match output {
+        Output::Load(backend, load) => {
+            assert_eq!(backend, BackendId(id));
+            Some(String::from_utf8(load.to_vec()).expect("text"))
+        }
+        Output::Probe(_) | Output::Forget(_) => None,
+    });
+    loads.collect()
+}
+
+#[test]
+fn who_comes_back_gets_the_adapters_of_its_models() {
+    let mut rig = rig();
+    rig.engine.heard(&[], Some(loaded("x", None)), rig.now);
+    rig.engine.heard(&[], Some(loaded("y", Some("b"))), rig.now);
+    assert_eq!(comes_back(&mut rig, 0, &["a"]), ["x"], "the default model's");
+    assert_eq!(comes_back(&mut rig, 1, &["a", "b"]), ["x", "y"]);
+    assert!(comes_back(&mut rig, 2, &["b", "y<b"]).is_empty(), "it has it");
+    rig.discover(&[0, 0, 1, 0]);
+    assert!(rig.up(3, &["a"]).iter().any(|output| matches!(output, Output::Load(..))), "it joins");
+    let unloaded = AdapterChange { load: None, ..loaded("x", None) };
+    rig.engine.heard(&[], Some(unloaded), rig.now);
+    assert!(comes_back(&mut rig, 0, &["a"]).is_empty());
+}
+
+#[test]
+fn adapters_are_remembered_within_bounds() {
+    let mut rig = rig();
+    for number in 0..2_000 {
+        rig.engine.heard(&[], Some(loaded(&format!("x{number}"), None)), rig.now);
+    }
+    let long = AdapterChange { load: Some(vec![b' '; 1 << 20].into()), ..loaded("x1", None) };
+    rig.engine.heard(&[], Some(long), rig.now);
+    let loads = comes_back(&mut rig, 0, &["a"]);
+    assert_eq!(loads.len(), 1_024);
+    assert!(loads.iter().any(|load| load == "x1"));
 }

@@ -101,6 +101,26 @@ fn errands_that_do_not_end_are_given_up() {
 }
 
 #[test]
+fn an_adapter_that_was_loaded_is_remembered() {
+    for (path, body, of) in [
+        ("/v1/load_lora_adapter", r#"{"lora_name":"x"}"#, " of x"),
+        ("/v1/load_lora_adapter?vllm_proxy_backend=10.0.0.0:80", r#"{"lora_name":"x"}"#, ""),
+        ("/v1/unload_lora_adapter", r#"{"lora_name":"x"}"#, " of x"),
+        ("/adapters", r#"{"name":"x"}"#, ""),
+    ] {
+        let mut bench = Bench::new(1);
+        let head = format!("POST {path} HTTP/1.1|Host: h|Content-Length: {}||", body.len());
+        bench.client(http(&head) + body);
+        bench.skip();
+        bench.replies(0, Some(&http(SLEEPS)), usize::MAX);
+        let sent = format!("send client {SLEEPS}");
+        let kept = format!("unreserve {}", body.len());
+        bench.expect(&[sent, format!("heard 1{of}"), kept]);
+        bench.idle();
+    }
+}
+
+#[test]
 fn the_next_request_waits_for_the_answer() {
     let mut bench = gathering(1, "GET /load HTTP/1.1|Host: h||");
     bench.client(http("GET /version HTTP/1.1|Host: h||"));

@@ -495,9 +495,10 @@ impl Bench {
                 self.errands = errands;
                 return true;
             }
-            Output::Heard(echoes) => {
-                log.push_back(format!("heard {}", echoes.len()));
-                self.engine.heard(&echoes, self.now);
+            Output::Heard(echoes, adapter) => {
+                let name = adapter.as_ref().map(|adapter| format!(" of {}", adapter.name));
+                log.push_back(format!("heard {}{}", echoes.len(), name.unwrap_or_default()));
+                self.engine.heard(&echoes, adapter, self.now);
                 while self.engine.poll_output().is_some() {}
                 return true;
             }
