@@ -11,8 +11,8 @@ mod tests;
 use crate::config::Config;
 use crate::fleet::{BackendId, BackendSpec, Fleet};
 use crate::route::{
-    Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Reason, Refusal, RequestMeta, Share,
-    Ticket, Who,
+    Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Pool, Reason, Refusal, RequestMeta,
+    Share, Ticket, Who,
 };
 use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Answer;
@@ -176,6 +176,11 @@ impl Engine {
             backend.counts.failures += 1;
         }
         let model = held.pool.model().map(ToOwned::to_owned);
+        let again = why == Failure::Stale && !held.fresh;
+        if matches!(held.pool, Pool::Search { .. }) && why != Failure::Elsewhere && !again {
+            held.tried.push(failed);
+        }
+        let unasked = held.tried.len() > 0;
         let next = match held.next(why) {
             Next::Same => self.send(id, Held { fresh: true, ..held }, Reason::Stale, now),
             Next::Other => self.choose(id, held, now),
@@ -188,6 +193,8 @@ impl Engine {
         Decision::Refuse(match why {
             Failure::Timeout => Refusal::TimedOut,
             Failure::NoSocket => Refusal::Busy,
+            Failure::Elsewhere if unasked => Refusal::Unasked,
+            Failure::Elsewhere => Refusal::NoAnswer,
             Failure::Connect => match model {
                 Some(model) if !self.fleet.has_up(&model) => Refusal::ModelDown { model },
                 Some(_) | None => Refusal::NoAnswer,
@@ -197,7 +204,6 @@ impl Engine {
             | Failure::Cut
             | Failure::Nonsense
             | Failure::Unlisted
-            | Failure::Elsewhere
             | Failure::ErrorEvent
             | Failure::Status(_) => Refusal::NoAnswer,
         })

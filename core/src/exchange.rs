@@ -37,7 +37,7 @@ pub use errand::{Errand, Said};
 pub use words::{Drain, End, Input, Interest, Output, Side};
 
 use crate::config::Limits;
-use crate::route::{Decision, Doubt, Failure, Outcome, Route, Share, Ticket};
+use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route, Share, Ticket};
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
@@ -360,6 +360,10 @@ impl Exchange {
             Decision::Gather(gathering) => self.gather(gathering, now),
             Decision::Refuse(refusal) if self.realtime.is_some() => {
                 self.nameless_refused(&refusal, now);
+            }
+            // The 404s of some are not the word of all.
+            Decision::Refuse(refusal @ Refusal::Unasked) => {
+                self.answer(&refusal.answer(self.request.shape()), now);
             }
             Decision::Refuse(refusal) => match self.kept.take() {
                 Some(kept) => {

@@ -15,6 +15,9 @@ use std::time::Duration;
 use vllm_proxy_core::exchange::{End, Errand, Said};
 use vllm_proxy_core::time::Instant;
 
+/// Reads and writes in a row, before other connections have their turn.
+const STEPS_IN_A_ROW_MAX: usize = 8;
+
 /// Runs them side by side until the last has ended, or the moment has come.
 pub(crate) async fn run(core: Rc<Core>, errands: Vec<Errand>, until: Instant) -> Vec<Said> {
     type Pending = Pin<Box<dyn Future<Output = Said>>>;
@@ -64,7 +67,14 @@ async fn within<T>(core: &Core, limit: Duration, work: impl Future<Output = T>) 
 
 async fn talk(core: &Core, socket: &Socket, errand: &mut Errand) -> io::Result<Said> {
     let mut refused = false;
+    let mut in_a_row = 0;
     loop {
+        in_a_row += 1;
+        if in_a_row > STEPS_IN_A_ROW_MAX {
+            // The others first, and whoever counts the time.
+            in_a_row = 0;
+            core.reactor.next_turn().await;
+        }
         let [head, body] = errand.unsent();
         let mut sends = !(refused || head.is_empty() && body.is_empty());
         if sends {
@@ -82,6 +92,7 @@ async fn talk(core: &Core, socket: &Socket, errand: &mut Errand) -> io::Result<S
             Read::Ended(said) => return Ok(said),
             Read::Some => {}
             Read::Nothing => {
+                in_a_row = 0;
                 poll_fn(|cx| {
                     let readable = socket.poll_readable(cx).is_ready();
                     let writable = sends && socket.poll_writable(cx).is_ready();

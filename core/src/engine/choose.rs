@@ -24,6 +24,12 @@ impl Engine {
         unsure: bool,
         now: Instant,
     ) -> Decision {
+        // Who keeps the response serves the model that it goes on with.
+        if request.model.is_none()
+            && request.response.is_some_and(|id| self.fleet.owners.find(id, now).is_some())
+        {
+            return self.search(request, None, now);
+        }
         let default;
         let name = match request.model.filter(|name| !name.is_empty()) {
             Some(name) => name,
@@ -203,14 +209,14 @@ impl Engine {
                     None => self.fleet.backends().iter().map(|backend| backend.id).collect(),
                 };
                 let fleet = &self.fleet;
-                let mut ready = among
-                    .into_iter()
-                    .filter(untried)
-                    .filter(|&id| fleet.backend(id).is_some_and(Backend::serves));
-                match *owner {
+                let mut ready =
+                    among.into_iter().filter(|&id| fleet.backend(id).is_some_and(Backend::serves));
+                // The owner is asked first, and not again in its turn.
+                let first = (held.backend == BackendId(u32::MAX)).then_some(*owner).flatten();
+                match first {
                     Some(owner) if ready.clone().any(|id| id == owner) => (owner, Reason::Owner),
                     Some(_) | None => {
-                        let next = ready.find(|id| *id >= *from)?;
+                        let next = ready.find(|id| *id >= *from && Some(*id) != *owner)?;
                         *from = BackendId(next.0.saturating_add(1));
                         (next, Reason::Search)
                     }
@@ -228,7 +234,10 @@ impl Engine {
             }
         };
         held.backend = backend;
-        held.tried.push(backend);
+        // A search asks everyone in turn: its failures alone count, as they come.
+        if !matches!(held.pool, Pool::Search { .. }) {
+            held.tried.push(backend);
+        }
         held.fresh = held.retry == Retry::Never;
         self.send(id, held, reason, now)
     }

@@ -83,6 +83,10 @@ impl Engine {
         if let Some(model) = &narrow.model {
             let holders = self.fleet.holders(model);
             meant.retain(|backend| holders.contains(&backend.id));
+            if meant.is_empty() && self.fleet.any_keyed() {
+                // Which models there are is not for everyone.
+                return Err(Refusal::UnknownModel { model: model.clone(), bases: Vec::new() });
+            }
             if meant.is_empty() {
                 return Err(self.unknown_model(model));
             }
@@ -93,17 +97,17 @@ impl Engine {
     /// What became of a gathering's parts, and of which adapter. Anyone can send such requests, so
     /// only a backend's own success counts.
     pub fn heard(&mut self, echoes: &[Echo], adapter: Option<AdapterChange>, now: Instant) {
-        if let Some(mut adapter) = adapter {
-            let model = adapter.model.take().map(Arc::from).or_else(|| self.default_name());
-            if let Some(model) = model {
-                self.fleet.adapters.changed(adapter, model);
-            }
+        if let Some(AdapterChange { name, load, model }) = adapter
+            && let Some(model) = model.map(Arc::from).or_else(|| self.default_name())
+        {
+            self.fleet.adapters.changed(name, load, model);
         }
         for echo in echoes {
             match echo.result {
                 Ok(None) => {}
                 Ok(Some(change)) => self.changed(echo.backend, change, now),
-                Err(Failure::Connect | Failure::Lost | Failure::Cut | Failure::Nonsense) => {
+                // A client can ask for more than we take in: that is nobody's fault.
+                Err(Failure::Connect | Failure::Lost) => {
                     self.fleet.failed(echo.backend, now);
                     self.count_unheard(echo.backend);
                 }
@@ -123,8 +127,8 @@ impl Engine {
         match change {
             Change::Rest => backend.rest.doubt(),
             Change::Adapters => self.fleet.doubt_list(id),
-            Change::Cache => info!(backend:% = id; "prefix cache cleared"),
-            Change::Weights => info!(backend:% = id; "weights changed"),
+            Change::Cache => return info!(backend:% = id; "prefix cache cleared"),
+            Change::Weights => return info!(backend:% = id; "weights changed"),
         }
         self.fleet.changed(id, now);
     }

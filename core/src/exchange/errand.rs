@@ -15,9 +15,8 @@ use crate::wire::merge::Reply;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-/// The whole of an answer. The metrics of a vLLM with a dozen adapters take 100 KB, and what
-/// `/collective_rpc` returns is not meant for large data either.
-const REPLY_BYTES_MAX: usize = 16 << 20;
+/// Informational answers before the final one, as on the way of a single answer.
+const INFORMATIONAL_MAX: u8 = 16;
 
 /// How the client's connection bears on the head that it may get of an answer.
 #[derive(Clone, Copy, Debug)]
@@ -34,12 +33,29 @@ pub struct Errand {
     client: Client,
     limits: Arc<Limits>,
     head: Vec<u8>,
-    /// The same bytes for all.
-    body: Arc<[u8]>,
+    body: Body,
     sent: usize,
+    /// The largest body of an answer that is taken in.
+    reply_bytes_max: usize,
+    /// What came of a head.
     received: Vec<u8>,
     head_end: HeadEnd,
+    informational: u8,
     answer: Option<(Heard, BodyReader)>,
+}
+
+/// The body of a request that several hear: the same bytes for all.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Body {
+    /// Something before it, too.
+    pub(super) message: Arc<Vec<u8>>,
+    pub(super) start: usize,
+}
+
+impl Body {
+    fn bytes(&self) -> &[u8] {
+        self.message.get(self.start..).unwrap_or_default()
+    }
 }
 
 /// An answer, as a client would get it.
@@ -88,7 +104,8 @@ impl Errand {
         asked: Asked,
         client: Client,
         head: Vec<u8>,
-        body: Arc<[u8]>,
+        body: Body,
+        reply_bytes_max: usize,
         limits: Arc<Limits>,
     ) -> Self {
         Self {
@@ -98,8 +115,10 @@ impl Errand {
             head,
             body,
             sent: 0,
+            reply_bytes_max,
             received: Vec::new(),
             head_end: HeadEnd::default(),
+            informational: 0,
             answer: None,
         }
     }
@@ -117,12 +136,12 @@ impl Errand {
     /// What is yet to be sent, in two parts.
     pub fn unsent(&self) -> [&[u8]; 2] {
         let of_head = self.sent.min(self.head.len());
-        [&self.head[of_head..], &self.body[self.sent - of_head..]]
+        [&self.head[of_head..], &self.body.bytes()[self.sent - of_head..]]
     }
 
     /// So many bytes have left.
     pub fn sent(&mut self, bytes: usize) {
-        self.sent = (self.sent + bytes).min(self.head.len() + self.body.len());
+        self.sent = (self.sent + bytes).min(self.head.len() + self.body.bytes().len());
     }
 
     /// Hears bytes; `Some` once nothing more is to be heard.
@@ -171,25 +190,32 @@ impl Errand {
 
     /// Whether the answer is whole.
     fn read(&mut self, bytes: &[u8]) -> Result<bool, Failure> {
-        let mut rest = bytes;
-        let gathered;
+        // A head that came in pieces is put together; one that did not is read where it lies.
+        let mut gathered = core::mem::take(&mut self.received);
+        let mut rest = if gathered.is_empty() {
+            bytes
+        } else {
+            gathered.extend_from_slice(bytes);
+            &gathered
+        };
         while self.answer.is_none() {
-            self.received.extend_from_slice(rest);
-            rest = &[];
-            let found = self.head_end.find(&self.received).map_err(|_| Failure::Nonsense)?;
+            let found = self.head_end.find(rest).map_err(|_| Failure::Nonsense)?;
             let head_bytes_max = self.limits.response_head_bytes_max;
             let Some(len) = found.filter(|len| *len <= head_bytes_max) else {
-                let small = self.received.len() <= head_bytes_max;
-                return if small { Ok(false) } else { Err(Failure::Nonsense) };
+                if rest.len() > head_bytes_max {
+                    return Err(Failure::Nonsense);
+                }
+                self.received = rest.to_vec();
+                return Ok(false);
             };
-            let behind = self.received.split_off(len);
-            let head = core::mem::replace(&mut self.received, behind);
+            let (head, behind) = rest.split_at(len);
+            rest = behind;
             self.head_end = HeadEnd::default();
-            self.answer = self.parse(&head)?;
-        }
-        if !self.received.is_empty() {
-            gathered = core::mem::take(&mut self.received);
-            rest = &gathered;
+            self.answer = self.parse(head)?;
+            self.informational += u8::from(self.answer.is_none());
+            if self.informational > INFORMATIONAL_MAX {
+                return Err(Failure::Nonsense);
+            }
         }
         let Some((heard, reader)) = &mut self.answer else { return Ok(false) };
         let body = &mut heard.reply.body;
@@ -199,7 +225,7 @@ impl Errand {
                 body.extend_from_slice(&rest[..step.len]);
             }
             rest = &rest[step.len..];
-            if body.len() > REPLY_BYTES_MAX {
+            if body.len() > self.reply_bytes_max {
                 return Err(Failure::Nonsense);
             }
         }
@@ -213,7 +239,10 @@ impl Errand {
             let framing = forward::client_framing(head.framing, minor);
             let close = !keep_alive || framing == ClientFraming::UntilClose;
             let mut emitted = Vec::with_capacity(256);
-            forward::response(&mut emitted, &head, framing, close, !close && minor == 0);
+            // RFC 9112 section 6.1: an HTTP/1.0 client gets no Transfer-Encoding, not even where
+            // there is no body.
+            let shown = if minor == 0 { ClientFraming::UntilClose } else { framing };
+            forward::response(&mut emitted, &head, shown, close, !close && minor == 0);
             let reply = Reply { status: head.status, head: emitted, body: Vec::new() };
             let chunked = framing == ClientFraming::Rechunked
                 || (framing == ClientFraming::AsIs && head.framing == Framing::Chunked);

@@ -3,7 +3,7 @@
 //! Owns the questions and what comes of them; whom to ask is the engine's word, how answers become
 //! one is told by [`merge`](crate::wire::merge).
 
-use super::errand::{Client, Errand, Heard, Said};
+use super::errand::{Body, Client, Errand, Heard, Said};
 use super::{After, Drain, Exchange, Order, Phase};
 use crate::route::{AdapterChange, Asked, Change, Echo, Failure, Gathering, Refusal, Who};
 use crate::time::{Duration, Instant};
@@ -17,6 +17,12 @@ use alloc::vec::Vec;
 
 /// How long backends may take for numbers and states. Prometheus gives a scrape 10 s.
 const READ_LIMIT: Duration = Duration::from_secs(5);
+/// The whole of one backend's answer, where it is a few fields.
+const REPLY_BYTES_MAX: usize = 1 << 20;
+/// The same of a page of metrics: those of a vLLM with a dozen adapters take 100 KB.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+/// The same of the results of `/collective_rpc`, which are whatever a worker returns.
+const RESULTS_BYTES_MAX: usize = 16 << 20;
 /// How much later than their time errands may end.
 const GRACE: Duration = Duration::from_secs(1);
 /// The form of metrics that is asked for, whatever the client would take: all must be alike.
@@ -28,6 +34,8 @@ pub(super) struct Gather {
     asked: Vec<Asked>,
     facts: Option<Facts>,
     until: Instant,
+    /// The body of the request, where it loads an adapter.
+    load: Option<Arc<[u8]>>,
 }
 
 impl Gather {
@@ -48,14 +56,30 @@ impl Exchange {
             is_head: self.request.is_head && rule.merge != Merge::Metrics,
         };
         let metrics = rule.merge == Merge::Metrics;
-        let body: Arc<[u8]> = if metrics { Arc::default() } else { self.request.body().into() };
+        let reply_bytes_max = match rule.merge {
+            Merge::Metrics => PAGE_BYTES_MAX,
+            Merge::Concat(_) => RESULTS_BYTES_MAX,
+            Merge::Same
+            | Merge::And(_)
+            | Merge::Or(_)
+            | Merge::Sum(..)
+            | Merge::Awake
+            | Merge::Ranks
+            | Merge::Compare
+            | Merge::LoadLora
+            | Merge::UnloadLora => REPLY_BYTES_MAX,
+        };
+        let load = (rule.merge == Merge::LoadLora).then(|| self.request.content().into());
+        // Nobody else will get this request: its bytes are lent to all, and kept by nobody.
+        let body = if metrics { Body::default() } else { self.request.lend_body() };
         let errand = |asked: &Asked| {
             let head = if metrics {
                 self.request.question_for(&asked.spec, METRICS_ACCEPT)
             } else {
                 self.request.head_for(&asked.spec)
             };
-            Errand::new(asked.clone(), client, head, Arc::clone(&body), Arc::clone(&self.limits))
+            let limits = Arc::clone(&self.limits);
+            Errand::new(asked.clone(), client, head, body.clone(), reply_bytes_max, limits)
         };
         let errands: Vec<Errand> = asked.iter().map(errand).collect();
         let limit = match rule.who {
@@ -70,7 +94,7 @@ impl Exchange {
             | Who::Version => self.limits.http_timeout,
         };
         let until = limit.map_or(Instant::FAR, |limit| now + limit);
-        self.phase = Phase::Gathering(Gather { asked, facts, until });
+        self.phase = Phase::Gathering(Gather { asked, facts, until, load });
         if errands.is_empty() {
             return self.gathered(Vec::new(), now);
         }
@@ -94,11 +118,16 @@ impl Exchange {
         // In the order in which they were asked, whoever was first.
         said.sort_by_key(|said| gather.asked.iter().position(|one| one.backend == said.backend));
         let rule = self.request.rule();
+        let short = said.iter().any(|said| matches!(said.result, Err(Failure::NoSocket)));
         let echoes: Vec<Echo> =
             said.iter().map(|said| echo(said, rule.merge, rule.change)).collect();
         if !echoes.is_empty() {
-            let adapter = self.adapter_change(&echoes);
+            let adapter = self.adapter_change(&echoes, gather.load.as_ref());
             self.orders.push_back(Order::Heard(echoes, adapter));
+        }
+        if short && rule.merge != Merge::Metrics {
+            // What is missing is missing here, and a part must not pass for the whole.
+            return self.answer(&Refusal::Busy.answer(rule.shape), now);
         }
         let names: Vec<String> =
             gather.asked.iter().map(|asked| asked.spec.address.to_string()).collect();
@@ -128,26 +157,17 @@ impl Exchange {
 
 impl Exchange {
     /// Which adapter was loaded or unloaded, if that is to be so for backends to come as well.
-    fn adapter_change(&self, echoes: &[Echo]) -> Option<AdapterChange> {
+    fn adapter_change(&self, echoes: &[Echo], load: Option<&Arc<[u8]>>) -> Option<AdapterChange> {
         let request = self.request.meta();
         let narrow = request.narrow.cloned().unwrap_or_default();
         let done = echoes.iter().any(|echo| echo.result == Ok(Some(Change::Adapters)));
         if !done || narrow.backend.is_some() {
             return None;
         }
-        let load = match self.request.rule().merge {
-            Merge::LoadLora => Some(self.request.content().into()),
-            Merge::UnloadLora => None,
-            Merge::Same
-            | Merge::And(_)
-            | Merge::Or(_)
-            | Merge::Sum(..)
-            | Merge::Concat(_)
-            | Merge::Awake
-            | Merge::Ranks
-            | Merge::Compare
-            | Merge::Metrics => return None,
-        };
+        if load.is_none() && !request.unloads {
+            return None;
+        }
+        let load = load.cloned();
         let name = request.adapter?.to_owned();
         Some(AdapterChange { name, load, model: narrow.model })
     }

@@ -3,6 +3,7 @@
 //! Owns the request's bytes. Knows nothing of answers.
 
 use super::deadlines::RESERVE_AGAIN;
+use super::errand::Body;
 use super::realtime::{Key, handshake_key};
 use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
@@ -20,6 +21,7 @@ use crate::wire::scan::Scan;
 use crate::wire::target::parameter;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -168,6 +170,12 @@ impl Request {
         self.message.clear();
         shrink(&mut self.message);
         shrink(&mut self.headers);
+    }
+
+    /// Hands over the body, as it goes on the wire, to all that are to hear it.
+    pub(super) fn lend_body(&mut self) -> Body {
+        let message = Arc::new(core::mem::take(&mut self.message));
+        Body { message, start: self.body_start }
     }
 
     /// The body without what frames it on the wire, once the request is complete.

@@ -4,7 +4,6 @@
 //! vLLM keeps adapters that were loaded while it runs in its memory only. Owns what was asked for,
 //! and for which model. Does not know who lists what.
 
-use crate::route::AdapterChange;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -31,9 +30,8 @@ pub(crate) struct Adapters {
 }
 
 impl Adapters {
-    /// Backends of `model` did as a client asked.
-    pub(crate) fn changed(&mut self, change: AdapterChange, model: Arc<str>) {
-        let AdapterChange { name, load, .. } = change;
+    /// Backends of `model` did as a client asked: to load it by this request, or to unload it.
+    pub(crate) fn changed(&mut self, name: String, load: Option<Arc<[u8]>>, model: Arc<str>) {
         let Some(load) = load else {
             self.loaded.remove(&name);
             return;

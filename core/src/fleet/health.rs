@@ -75,6 +75,8 @@ pub(crate) struct Health {
     overtaken: bool,
     /// The probe in flight was sent before a round that must ask everyone: ask again.
     repeat: bool,
+    /// It was sent before traffic found something changed: ask again, not too soon.
+    stale: bool,
     /// Probes in a row that timed out.
     timeouts: u8,
     /// How often the wait between probes was doubled.
@@ -93,6 +95,7 @@ impl Health {
             probing: false,
             overtaken: false,
             repeat: false,
+            stale: false,
             timeouts: 0,
             doublings: 0,
             alarm: None,
@@ -135,15 +138,18 @@ impl Health {
     /// Traffic found that what the last probe learned is no longer true.
     pub(crate) fn changed(&mut self, now: Instant) {
         if self.state.serves() {
-            self.repeat |= self.probing;
+            self.stale |= self.probing;
             self.alarm(now);
         }
     }
 
+    /// Traffic asks for a probe, unless one is due as soon anyway.
     fn alarm(&mut self, now: Instant) {
         let at = self.alarm.map_or(now, |last| now.max(last + ALARM_GAP));
-        self.alarm = Some(at);
-        self.due = self.due.min(at);
+        if !self.probing && at < self.due {
+            self.alarm = Some(at);
+            self.due = at;
+        }
     }
 
     /// An answer came to a request sent at `sent`. It clears a suspicion that is older than the
@@ -188,8 +194,12 @@ impl Health {
             (Ok(_) | Err(_), State::Unknown | State::Suspect) => self.enter(State::Down, now),
             (Ok(_) | Err(_), State::Down) => self.doublings = self.doublings.saturating_add(1),
         }
+        let stale = core::mem::take(&mut self.stale);
         self.due = if overtaken || repeat { now } else { now + jittered(self.interval(), rng) };
-        repeat
+        if stale {
+            self.alarm(now);
+        }
+        repeat || stale
     }
 
     fn enter(&mut self, state: State, now: Instant) {
@@ -365,6 +375,33 @@ mod tests {
         assert_eq!(health.state(), Suspect);
         health.answered(later, later);
         assert_eq!(health.state(), Up);
+    }
+
+    #[test]
+    fn however_often_something_changes_the_next_change_is_seen_soon() {
+        let (mut health, mut rng, mut now) = play(&[Says(200)]);
+        for _ in 0..1_000 {
+            health.changed(now);
+        }
+        assert!(health.due().expect("no probe is in flight") <= now + ALARM_GAP);
+        assert!(health.ask(now));
+        health.probed(Ok(200), now, &mut rng);
+        now = now + Duration::from_millis(200);
+        health.changed(now);
+        assert_eq!(health.due(), Some(now));
+    }
+
+    #[test]
+    fn changes_during_a_probe_ask_for_one_more_and_not_too_soon() {
+        let (mut health, mut rng, now) = play(&[Says(200)]);
+        health.changed(now);
+        assert!(health.ask(now));
+        for _ in 0..10 {
+            health.changed(now);
+        }
+        let later = now + Duration::from_millis(1);
+        assert!(health.probed(Ok(200), later, &mut rng), "what it learned may be old");
+        assert_eq!(health.due(), Some(now + ALARM_GAP));
     }
 
     #[test]

@@ -31,20 +31,24 @@ impl Fleet {
         };
         core::mem::swap(&mut backend.models, &mut cards);
         let former = cards;
-        let mut changed = false;
         let ids = |cards: &[ModelCard]| cards.iter().map(|card| card.id.clone()).collect();
         // vLLM writes `created` and permission ids anew at each call: only names tell a change.
         if !former.iter().map(|card| &card.id).eq(backend.models.iter().map(|card| &card.id)) {
             let (old, new): (BTreeSet<String>, BTreeSet<String>) =
                 (ids(&former), ids(&backend.models));
-            for name in new.difference(&old) {
-                self.names.add(name, id);
+            let mut clashes = 0;
+            for card in backend.models.iter().filter(|card| !old.contains(&card.id)) {
+                clashes += u32::from(self.names.add(&card.id, card.root.as_deref(), id));
+            }
+            if clashes > 0 {
+                // A mistake that no request would tell: some would be answered by the one model,
+                // some by the other.
+                warn!(backend:% = id, names = clashes; "others serve other models by these names");
             }
             for name in old.difference(&new) {
                 self.names.remove(name, id, Lost::Unlisted);
             }
             info!(backend:% = id, models = new.len(); "models changed");
-            changed = true;
         }
         backend.ever_listed = true;
         self.listed.extend(&backend.upstreams);
@@ -52,31 +56,6 @@ impl Fleet {
         let first = backend.models.first().map(|card| card.id.clone());
         if let Some(first) = first {
             self.consider_first(place, &first);
-        }
-        if changed {
-            self.compare_roots(id);
-        }
-    }
-
-    /// One name for different models is a mistake that no request would tell: some would be
-    /// answered by the one, some by the other.
-    fn compare_roots(&self, id: BackendId) {
-        let Some(backend) = self.backend(id) else { return };
-        for card in &backend.models {
-            let others = self.names.holders(&card.id).iter().filter(|&&other| other != id);
-            let others = others.filter_map(|&other| self.backend(other));
-            let mut theirs = others.filter_map(|other| {
-                let same = other.models.iter().find(|theirs| theirs.id == card.id)?;
-                (same.root != card.root).then_some((other.id, same))
-            });
-            if let Some((other, same)) = theirs.next() {
-                warn!(
-                    model = card.id.as_str(), backend:% = id, other:%,
-                    root = card.root.as_deref().unwrap_or_default(),
-                    other_root = same.root.as_deref().unwrap_or_default();
-                    "two backends serve different models by one name"
-                );
-            }
         }
     }
 

@@ -29,6 +29,8 @@ pub(crate) struct Model {
     pub(crate) holders: Vec<BackendId>,
     /// The one whose turn was last.
     pub(crate) turn: Option<BackendId>,
+    /// Where the weights are from, by the word of whoever listed it first.
+    root: Option<Arc<str>>,
     /// Its place in the order of being remembered without a holder.
     remembered: Option<u64>,
 }
@@ -58,8 +60,9 @@ impl Names {
         self.models.get(name).map_or(&[], |model| &model.holders)
     }
 
-    /// A backend lists a name.
-    pub(crate) fn add(&mut self, name: &str, backend: BackendId) {
+    /// A backend lists a name, for weights from there. Says whether others list it for other
+    /// weights.
+    pub(crate) fn add(&mut self, name: &str, root: Option<&str>, backend: BackendId) -> bool {
         let model = match self.models.get_mut(name) {
             Some(model) => model,
             None => self.models.entry(Arc::from(name)).or_default(),
@@ -67,9 +70,15 @@ impl Names {
         if let Some(order) = model.remembered.take() {
             self.remembered.remove(&order);
         }
+        let others = model.holders.iter().any(|&holder| holder != backend);
+        let differs = others && model.root.as_deref() != root;
+        if !others {
+            model.root = root.map(Arc::from);
+        }
         if let Err(at) = model.holders.binary_search(&backend) {
             model.holders.insert(at, backend);
         }
+        differs
     }
 
     /// A backend lost a name.
@@ -118,10 +127,23 @@ mod tests {
     const B: BackendId = BackendId(7);
 
     #[test]
+    fn one_name_of_two_models_is_told() {
+        let mut names = Names::default();
+        assert!(!names.add("m", Some("x"), A));
+        assert!(!names.add("m", Some("x"), B));
+        assert!(names.add("m", Some("y"), BackendId(9)));
+        assert!(names.add("m", None, B), "it changed its mind");
+        for backend in [A, BackendId(9)] {
+            names.remove("m", backend, Lost::Unlisted);
+        }
+        assert!(!names.add("m", Some("z"), B), "it is alone");
+    }
+
+    #[test]
     fn holders_are_in_order_and_once() {
         let mut names = Names::default();
         for backend in [B, A, B] {
-            names.add("m", backend);
+            names.add("m", None, backend);
         }
         assert_eq!(names.holders("m"), [A, B]);
         assert_eq!(names.holders("other"), []);
@@ -130,8 +152,8 @@ mod tests {
     #[test]
     fn a_name_that_the_last_holder_unlists_is_unknown() {
         let mut names = Names::default();
-        names.add("m", A);
-        names.add("m", B);
+        names.add("m", None, A);
+        names.add("m", None, B);
         names.remove("m", A, Lost::Unlisted);
         assert!(names.knows("m"));
         names.remove("m", A, Lost::Unlisted);
@@ -143,11 +165,11 @@ mod tests {
     #[test]
     fn a_name_whose_last_holder_left_is_remembered() {
         let mut names = Names::default();
-        names.add("m", A);
+        names.add("m", None, A);
         names.remove("m", A, Lost::Left);
         assert!(names.knows("m"));
         assert_eq!(names.holders("m"), []);
-        names.add("m", B);
+        names.add("m", None, B);
         assert!(names.remembered.is_empty());
         names.remove("m", B, Lost::Unlisted);
         assert!(!names.knows("m"));
@@ -156,10 +178,10 @@ mod tests {
     #[test]
     fn the_memory_is_bounded_and_forgets_the_oldest() {
         let mut names = Names::default();
-        names.add("held", A);
+        names.add("held", None, A);
         for number in 0..=REMEMBERED_MAX {
             let name = format!("m{number}");
-            names.add(&name, B);
+            names.add(&name, None, B);
             names.remove(&name, B, Lost::Left);
         }
         assert_eq!(names.remembered.len(), REMEMBERED_MAX);

@@ -287,6 +287,8 @@ pub enum Refusal {
     /// 503: this proxy has no room for it: the budget of request bodies stayed used up, or there is
     /// no descriptor or port left.
     Busy,
+    /// 503: nobody who could be asked keeps the stored response, and somebody could not be asked.
+    Unasked,
     /// 502: the backends that were tried gave no answer.
     NoAnswer,
     /// 504: the backend sent nothing for the whole HTTP timeout.
@@ -299,7 +301,7 @@ impl Refusal {
         match self {
             Self::UnknownModel { .. } | Self::UnknownBackend { .. } => 404,
             Self::Ambiguous { .. } => 400,
-            Self::ModelDown { .. } | Self::Starting | Self::Busy => 503,
+            Self::ModelDown { .. } | Self::Starting | Self::Busy | Self::Unasked => 503,
             Self::NoAnswer => 502,
             Self::TimedOut => 504,
         }

@@ -162,6 +162,11 @@ impl Answer {
             Refusal::Busy => {
                 ("The service is currently busy. Please try again later.".into(), Some(RETRY_SOON))
             }
+            Refusal::Unasked => (
+                "A backend that may keep the response cannot be asked. Please try again later."
+                    .into(),
+                Some(RETRY_SOON),
+            ),
             Refusal::NoAnswer => ("No backend answered the request.".into(), None),
             Refusal::TimedOut => ("The backend did not answer in time.".into(), None),
         };

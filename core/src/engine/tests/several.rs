@@ -89,6 +89,14 @@ fn who_is_not_there_is_said() {
 }
 
 #[test]
+fn behind_keys_a_refusal_names_no_models() {
+    let mut rig = rig();
+    rig.probed(2, Ok(Probe { keyed: Some(true), ..healthy(&["b"]) }));
+    let refusal = refused(rig.gather(Who::Every, &model("c")));
+    assert_eq!(refusal, Refusal::UnknownModel { model: "c".to_string(), bases: Vec::new() });
+}
+
+#[test]
 fn one_must_be_named_where_there_are_several() {
     let mut rig = rig();
     let decision = rig.gather(Who::Named, &model("b"));
@@ -215,8 +223,10 @@ fn an_adapter_that_was_loaded_is_found_at_once() {
 fn who_did_not_answer_is_suspected() {
     let mut rig = Rig::serving(1, &["a"]);
     let echo = |result| [Echo { backend: BackendId(0), result }];
-    rig.engine.heard(&echo(Err(Failure::Timeout)), None, rig.now);
-    assert_eq!(rig.state(0), State::Up);
+    for harmless in [Failure::Timeout, Failure::Nonsense, Failure::Cut, Failure::NoSocket] {
+        rig.engine.heard(&echo(Err(harmless)), None, rig.now);
+        assert_eq!(rig.state(0), State::Up);
+    }
     rig.engine.heard(&echo(Err(Failure::Connect)), None, rig.now);
     assert_eq!(rig.state(0), State::Suspect);
     rig.outputs();

@@ -74,6 +74,38 @@ fn a_response_is_looked_for_among_those_that_serve_the_model() {
 }
 
 #[test]
+fn who_names_no_model_goes_on_where_the_response_is() {
+    let mut rig = Rig::new(Config { upstreams: 1, ..Config::default() });
+    rig.discover(&[0, 0]);
+    rig.up(0, &["first"]);
+    rig.up(1, &["m"]);
+    rig.engine.owns(BackendId(1), "resp_1", rig.now);
+    let asked = RequestMeta { response: Some("resp_1"), ..request(rig.now) };
+    let route = forwarded(rig.ask(&asked));
+    assert_eq!((route.backend, route.reason), (BackendId(1), Reason::Owner));
+    rig.finish(route.ticket);
+}
+
+#[test]
+fn a_search_goes_on_past_failures_and_does_not_hide_them() {
+    let mut rig = Rig::serving(5, &["m"]);
+    let asked = stored(&rig, Who::Owner, "resp_1");
+    let mut route = forwarded(rig.ask(&asked));
+    for (backend, why) in [
+        (0, Failure::Elsewhere),
+        (1, Failure::Elsewhere),
+        (2, Failure::Connect),
+        (3, Failure::Elsewhere),
+    ] {
+        assert_eq!(route.backend, BackendId(backend));
+        route = forwarded(rig.engine.reroute(route.ticket, why, rig.now));
+    }
+    assert_eq!(route.backend, BackendId(4), "all are asked");
+    let last = rig.engine.reroute(route.ticket, Failure::Elsewhere, rig.now);
+    assert_eq!(refused(last), Refusal::Unasked, "one that could not be asked may keep it");
+}
+
+#[test]
 fn nobody_is_left_to_ask() {
     let mut rig = Rig::serving(1, &["m"]);
     rig.down(0);

@@ -64,6 +64,29 @@ fn a_chunked_request_reaches_all_as_it_is_sent() {
     bench.idle();
 }
 
+#[test]
+fn a_backend_that_only_informs_has_no_answer() {
+    for pieces in [1, 7, usize::MAX] {
+        let mut bench = gathering(2, SLEEP);
+        bench.replies(0, Some(&http(SLEEPS)), usize::MAX);
+        let endless = "HTTP/1.1 100 Continue||".repeat(17);
+        bench.replies(1, Some(&http(&endless)), pieces);
+        let sent = shown(&bench.client);
+        assert!(sent.contains("the answer is not HTTP/1.1"), "{sent}");
+        bench.skip();
+        bench.idle();
+    }
+}
+
+#[test]
+fn an_old_client_is_told_nothing_of_chunks() {
+    let mut bench = gathering(1, "POST /sleep HTTP/1.0|Connection: keep-alive||");
+    bench.replies(0, Some(&http("HTTP/1.1 204 No Content|transfer-encoding: chunked||")), 1);
+    let sent = shown(&bench.client);
+    assert!(sent.starts_with("HTTP/1.1 204 No Content|") && !sent.contains("chunked"), "{sent}");
+    bench.skip();
+}
+
 #[rstest]
 #[case::nobody_there(None)]
 #[case::no_http(Some("SSH-2.0||"))]
