@@ -206,6 +206,10 @@ impl Exchange {
 
     /// The next thing to do; `None` when there is nothing left but to wait.
     pub fn poll_output(&mut self) -> Option<Output<'_>> {
+        // What a client learns from an answer it may use at once, on another connection.
+        if let Some(Order::Heard(..) | Order::Owns(..)) = self.orders.front() {
+            return self.poll_order();
+        }
         if let Some(Piece { own_until, read }) = self.pieces.pop_front() {
             let from = core::mem::replace(&mut self.out_sent, own_until);
             self.in_hand += own_until - from + read.len();
@@ -225,6 +229,10 @@ impl Exchange {
             self.offered_upstream = true;
             return Some(Output::Send(Side::Upstream, self.piped()));
         }
+        self.poll_order()
+    }
+
+    fn poll_order(&mut self) -> Option<Output<'_>> {
         loop {
             return Some(match self.orders.pop_front()? {
                 Order::Reserve(bytes) => Output::Reserve(self.request.share, bytes),

@@ -2,12 +2,13 @@
 //!
 //! Owns the request's bytes. Knows nothing of answers.
 
+mod sending;
+
 use super::deadlines::RESERVE_AGAIN;
 use super::errand::Body;
 use super::realtime::{Key, handshake_key};
 use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
-use crate::fleet::BackendSpec;
 use crate::route::{Change, Narrow, RequestMeta, Retry, Share, Who};
 use crate::time::{Duration, Instant};
 use crate::wire::answers::{Answer, Shape};
@@ -23,7 +24,6 @@ use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::ops::Range;
 
 /// Room in front of a head as it was received, so that the head we send (with a Host or the
 /// upstream's path prefix added) can lie right before the body, and both leave in one call.
@@ -186,47 +186,6 @@ impl Request {
     /// The body; once the request is complete, with what ends it on the wire.
     pub(super) fn body(&self) -> &[u8] {
         self.message.get(self.body_start..).unwrap_or_default()
-    }
-
-    /// The head that this backend gets, up to the first byte of the body.
-    pub(super) fn head_for(&self, spec: &BackendSpec) -> Vec<u8> {
-        let mut head = Vec::with_capacity(self.start.len() + self.headers.len() + SLACK);
-        let (method, target) = self.start.split_at(self.method_len);
-        forward::request_start(&mut head, method, target, self.has_host, spec);
-        head.extend_from_slice(&self.headers);
-        if self.chunked && self.body_len > 0 {
-            forward::chunk_size(&mut head, self.body_len as u64);
-        }
-        head
-    }
-
-    /// The head of our own question to this backend, for what the client asks of all.
-    pub(super) fn question_for(&self, spec: &BackendSpec, accept: &str) -> Vec<u8> {
-        let mut head = Vec::with_capacity(self.start.len() + self.headers.len() + SLACK);
-        let target = self.start.get(self.method_len..).unwrap_or_default();
-        forward::request_start(&mut head, b"GET", target, self.has_host, spec);
-        forward::question_headers(&mut head, &self.headers, accept);
-        head
-    }
-
-    /// Lays the head that this backend gets right before the body; says which part of
-    /// [`message`](Self::message) is to be sent.
-    pub(super) fn compose(&mut self, spec: &BackendSpec) -> Range<usize> {
-        let head = self.head_for(spec);
-        match self.body_start.checked_sub(head.len()) {
-            Some(from) => {
-                self.message[from..self.body_start].copy_from_slice(&head);
-                from..self.message.len()
-            }
-            None => {
-                let mut head = head;
-                let body_start = head.len();
-                head.extend_from_slice(&self.message[self.body_start..]);
-                self.message = head;
-                self.body_start = body_start;
-                0..self.message.len()
-            }
-        }
     }
 }
 

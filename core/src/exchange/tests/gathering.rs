@@ -29,7 +29,7 @@ fn equal_answers_are_one(#[case] pieces: usize) {
         assert_eq!(bench.errand(backend), SLEEP);
         bench.replies(backend, Some(&http(SLEEPS)), pieces);
     }
-    bench.expect(&[format!("send client {SLEEPS}"), "heard 3".into()]);
+    bench.expect(&["heard 3".into(), format!("send client {SLEEPS}")]);
     bench.idle();
 }
 
@@ -45,7 +45,7 @@ fn the_only_answer_passes_as_it_is(#[case] said: &str, #[case] passed: &str) {
         let mut bench = gathering(1, SLEEP);
         let before = if said == passed { "HTTP/1.1 103 Early Hints|a: b||" } else { "" };
         bench.replies(0, Some(&http(&format!("{before}HTTP/1.1 418 Odd|{said}"))), pieces);
-        bench.expect(&[format!("send client HTTP/1.1 418 Odd|{passed}"), "heard 1".into()]);
+        bench.expect(&["heard 1".into(), format!("send client HTTP/1.1 418 Odd|{passed}")]);
         bench.idle();
     }
 }
@@ -138,7 +138,7 @@ fn an_adapter_that_was_loaded_is_remembered() {
         bench.replies(0, Some(&http(SLEEPS)), usize::MAX);
         let sent = format!("send client {SLEEPS}");
         let kept = format!("unreserve {}", body.len());
-        bench.expect(&[sent, format!("heard 1{of}"), kept]);
+        bench.expect(&[format!("heard 1{of}"), sent, kept]);
         bench.idle();
     }
 }
@@ -162,7 +162,7 @@ fn a_draining_connection_ends_behind_the_answer() {
     bench.skip();
     bench.replies(0, Some(&http(SLEEPS)), usize::MAX);
     let passed = SLEEPS.replace("||ok", "|connection: close||ok");
-    bench.expect(&[format!("send client {passed}"), "heard 1".into(), "close".into()]);
+    bench.expect(&["heard 1".into(), format!("send client {passed}"), "close".into()]);
 }
 
 #[test]
@@ -203,8 +203,8 @@ fn a_response_is_found_where_it_was_made() {
     bench.skip();
     bench.backend(http(MADE));
     bench.expect(&[
-        format!("send client {MADE}"),
         "owns 0 resp_1".into(),
+        format!("send client {MADE}"),
         "release reusable".into(),
         "settle Done(200)".into(),
         "unreserve 13".into(),
