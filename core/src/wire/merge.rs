@@ -444,7 +444,10 @@ fn metrics_page(said: &[Said<'_>], own: &[u8]) -> Merged {
     let (mut text, left_out) = metrics::merge(&pages, own);
     about.family(LEFT_OUT, Kind::Gauge, "Lines of backends that could not be part of this page.");
     about.sample(LEFT_OUT, &[], Value::Integer(left_out));
-    text.extend_from_slice(&about.finish());
+    let about = about.finish();
+    // Pages are long: growing by half again would be in memory what nobody writes.
+    text.reserve_exact(about.len());
+    text.extend_from_slice(&about);
     let content_type = Some(metrics::CONTENT_TYPE);
     Merged::Answer(Answer { content_type, ..Answer::json(200, text) })
 }

@@ -6,6 +6,9 @@
 
 mod families;
 mod line;
+mod plain;
+mod scraped;
+mod series;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +19,8 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
 use families::{escape, write_name};
-use line::{Label, Line, Sample};
+use line::Sample;
+use scraped::Scraped;
 
 pub use families::{Families, Kind, Value};
 
@@ -28,6 +32,18 @@ const OWN: &str = "vllm_proxy";
 /// The label that tells one backend's series from another's.
 const BACKEND: &str = "backend";
 
+/// Text of one page that is looked at, forty times a long one of vLLM's (100 KiB, 1,000 lines). A
+/// merge is done in one piece, and nothing else of its thread is served meanwhile.
+const PAGE_BYTES_MAX: usize = 4 << 20;
+/// Lines of one page that are looked at, and so its series: as many as fit into
+/// [`PAGE_BYTES_MAX`] at the length that vLLM's have.
+const PAGE_LINES_MAX: usize = 50_000;
+/// Families of one page, of which vLLM has some dozens. Each takes some hundred bytes of memory,
+/// however short it is on the page.
+const PAGE_FAMILIES_MAX: usize = 5_000;
+/// Length of a metric's name; a histogram's is in memory four times.
+const NAME_BYTES_MAX: usize = 256;
+
 /// What one backend says of itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
@@ -38,30 +54,31 @@ pub struct Page<'a> {
 }
 
 /// All pages as one, then the proxy's own families as they are; and how many lines were left out:
-/// malformed, twice there, in conflict with an earlier family, or under a name of the proxy's.
+/// malformed, twice there, in conflict with an earlier family, under a name of the proxy's, or
+/// more than is looked at of one page.
 ///
 /// Families stand in the order of their first appearance. The first backend's word holds for a
 /// family's help and type; samples of a family that another backend types differently are out.
 pub fn merge(pages: &[Page<'_>], own: &[u8]) -> (Vec<u8>, u64) {
     let mut merged = Merged::default();
+    let mut left_out = 0;
     let mut backends = BTreeSet::new();
+    let mut keys = Vec::new();
     for page in pages {
-        let lines = page.text.split(|&byte| byte == b'\n');
-        if backends.insert(page.backend) {
-            let mut scraped = Scraped::new(page.backend);
-            for line in lines {
-                merged.left_out += u64::from(scraped.line(&mut merged, line).is_none());
-            }
+        left_out += if backends.insert(page.backend) {
+            merged.begin(page);
+            Scraped::new(&mut merged, &mut keys).read(page.text)
         } else {
-            merged.left_out += lines.filter(|line| !line.trim_ascii().is_empty()).count() as u64;
-        }
+            lines(page.text)
+        };
     }
-    let mut text = merged.text();
-    text.extend_from_slice(own);
-    if text.last().is_some_and(|&byte| byte != b'\n') {
-        text.push(b'\n');
-    }
-    (text, merged.left_out)
+    (merged.text(own), left_out)
+}
+
+/// How many lines there are, empty ones aside.
+fn lines(text: &[u8]) -> u64 {
+    let ends = text.windows(2).filter(|pair| pair[0] != b'\n' && pair[1] == b'\n').count();
+    ends as u64 + u64::from(text.last().is_some_and(|&byte| byte != b'\n'))
 }
 
 /// A family of the merged page.
@@ -69,8 +86,17 @@ struct Family<'a> {
     name: Cow<'a, str>,
     help: Option<&'a str>,
     kind: Kind,
-    /// Of all backends, as they are written.
-    samples: String,
+    /// Of all backends.
+    samples: Vec<Piece<'a>>,
+}
+
+/// A sample of the merged page, by the line that it comes from.
+struct Piece<'a> {
+    /// Empty, if its series was there already.
+    line: &'a str,
+    page: usize,
+    /// The length of its name, if the line is plain; else 0, and it is to be written anew.
+    name: usize,
 }
 
 #[derive(Default)]
@@ -79,10 +105,21 @@ struct Merged<'a> {
     /// Whose each name is. A name belongs to one family only: with `a` a histogram and `a_count`
     /// a gauge, no reader could tell whose an `a_count` is.
     owners: BTreeMap<Cow<'a, str>, usize>,
-    left_out: u64,
+    /// `{backend="address"` of each page.
+    labels: Vec<String>,
+    /// About the length of all that will be written.
+    len: usize,
 }
 
 impl<'a> Merged<'a> {
+    /// A page of a backend that had none so far.
+    fn begin(&mut self, page: &Page<'_>) {
+        let mut label = format!("{{{BACKEND}=\"");
+        escape(&mut label, page.backend);
+        label.push('"');
+        self.labels.push(label);
+    }
+
     /// The family of that name, a new one if there is none; `None` if it is in conflict with one
     /// that was there before.
     fn family(&mut self, name: Cow<'a, str>, kind: Kind, help: Option<&'a str>) -> Option<usize> {
@@ -102,208 +139,96 @@ impl<'a> Merged<'a> {
         let at = self.families.len();
         self.owners.insert(name.clone(), at);
         self.owners.extend(parts.into_iter().map(|part| (part, at)));
-        self.families.push(Family { name, help, kind, samples: String::new() });
+        self.len +=
+            2 * name.len() + help.map_or(0, str::len) + "# HELP  \n# TYPE  histogram\n".len();
+        self.families.push(Family { name, help, kind, samples: Vec::new() });
         Some(at)
     }
 
-    fn text(&self) -> Vec<u8> {
-        let mut text = String::new();
+    /// Whether samples of that name are this family's.
+    fn owns(&mut self, at: usize, name: Cow<'a, str>) -> bool {
+        *self.owners.entry(name).or_insert(at) == at
+    }
+
+    /// Takes a sample of the page that was begun last, and says which of the family's it is.
+    fn push(&mut self, at: usize, line: &'a str, name: usize) -> usize {
+        let page = self.labels.len() - 1;
+        self.len += line.len() + self.labels[page].len() + "}\n".len();
+        let samples = &mut self.families[at].samples;
+        samples.push(Piece { line, page, name });
+        samples.len() - 1
+    }
+
+    fn text(&self, own: &[u8]) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.len + own.len() + "\n".len());
+        let mut line = String::new();
         for family in &self.families {
+            line.clear();
             if let Some(help) = family.help {
-                text.push_str("# HELP ");
-                write_name(&mut text, &family.name, true);
-                let _ = writeln!(text, " {help}");
+                line.push_str("# HELP ");
+                write_name(&mut line, &family.name, true);
+                let _ = writeln!(line, " {help}");
             }
             // Said even of untyped ones: else `a_sum` behind a histogram `a` could seem its part.
-            text.push_str("# TYPE ");
-            write_name(&mut text, &family.name, true);
-            let _ = writeln!(text, " {}", family.kind.text());
-            text.push_str(&family.samples);
-        }
-        text.into_bytes()
-    }
-}
-
-/// What one page says of a family.
-struct Local<'a> {
-    kind: Kind,
-    help: Option<&'a str>,
-    place: Place,
-}
-
-/// Where the samples of a page's family go.
-#[derive(Clone, Copy)]
-enum Place {
-    /// Neither a type nor a sample was there.
-    Unknown,
-    Family(usize),
-    /// In conflict with an earlier family.
-    Nowhere,
-}
-
-/// A page as it is read.
-struct Scraped<'a> {
-    /// `backend="address"`.
-    label: String,
-    families: BTreeMap<Cow<'a, str>, Local<'a>>,
-    /// Names and sorted labels of the samples that were there.
-    seen: BTreeSet<String>,
-}
-
-impl<'a> Scraped<'a> {
-    fn new(backend: &str) -> Self {
-        let mut label = format!("{BACKEND}=\"");
-        escape(&mut label, backend);
-        label.push('"');
-        Self { label, families: BTreeMap::new(), seen: BTreeSet::new() }
-    }
-
-    /// Takes a line in; `None` if it is left out.
-    fn line(&mut self, merged: &mut Merged<'a>, line: &'a [u8]) -> Option<()> {
-        match line::parse(line)? {
-            Line::Nothing => Some(()),
-            Line::Help(name, help) => self.help(merged, name, help),
-            Line::Type(name, kind) => self.kind(merged, name, kind),
-            Line::Sample(sample) => self.sample(merged, sample),
-        }
-    }
-
-    fn local(&mut self, name: Cow<'a, str>) -> &mut Local<'a> {
-        let unknown = || Local { kind: Kind::Untyped, help: None, place: Place::Unknown };
-        self.families.entry(name).or_insert_with(unknown)
-    }
-
-    fn help(&mut self, merged: &mut Merged<'a>, name: Cow<'a, str>, help: &'a str) -> Option<()> {
-        if name.starts_with(OWN) {
-            return None;
-        }
-        let local = self.local(name);
-        if local.help.is_some() {
-            return None;
-        }
-        local.help = Some(help);
-        if let Place::Family(at) = local.place {
-            let family = &mut merged.families[at];
-            family.help = family.help.or(Some(help));
-        }
-        Some(())
-    }
-
-    fn kind(&mut self, merged: &mut Merged<'a>, name: Cow<'a, str>, kind: Kind) -> Option<()> {
-        if name.starts_with(OWN) {
-            return None;
-        }
-        let local = self.local(name.clone());
-        // A second type, or one behind its samples.
-        if !matches!(local.place, Place::Unknown) {
-            return None;
-        }
-        local.kind = kind;
-        local.place = merged.family(name, kind, local.help).map_or(Place::Nowhere, Place::Family);
-        Some(())
-    }
-
-    fn sample(&mut self, merged: &mut Merged<'a>, mut sample: Sample<'a>) -> Option<()> {
-        if sample.name.starts_with(OWN) {
-            return None;
-        }
-        if let Some((at, name)) = exported(&sorted(&sample.labels)?) {
-            sample.labels[at].name = Cow::Owned(name);
-        }
-        let sorted = sorted(&sample.labels)?;
-        let (base, suffix) = self.belongs(&sample.name);
-        let base = base.unwrap_or_else(|| sample.name.clone());
-        let local = self.local(base.clone());
-        if !local.kind.suffixes().contains(&suffix) {
-            return None;
-        }
-        if let Some(required) = local.kind.required(suffix) {
-            let value = sample.labels[find(&sorted, required)?].value;
-            value.parse::<f64>().ok()?;
-        }
-        if matches!(local.place, Place::Unknown) {
-            let family = merged.family(base, local.kind, local.help);
-            local.place = family.map_or(Place::Nowhere, Place::Family);
-        }
-        let Place::Family(at) = local.place else { return None };
-        if *merged.owners.entry(sample.name.clone()).or_insert(at) != at
-            || !self.seen.insert(series(&sample.name, &sorted))
-        {
-            return None;
-        }
-        write_sample(&mut merged.families[at].samples, &self.label, &sample);
-        Some(())
-    }
-
-    /// The family of this page that a sample belongs to, if it is not one by its own name; and
-    /// what the sample's name has behind the family's.
-    fn belongs(&self, name: &Cow<'a, str>) -> (Option<Cow<'a, str>>, &'static str) {
-        if self.families.contains_key(name) {
-            return (None, "");
-        }
-        for suffix in ["_bucket", "_sum", "_count", "_total", "_created"] {
-            let family =
-                name.strip_suffix(suffix).and_then(|base| self.families.get_key_value(base));
-            if let Some((base, local)) = family
-                && local.kind.suffixes().contains(&suffix)
-            {
-                return (Some(base.clone()), suffix);
+            line.push_str("# TYPE ");
+            write_name(&mut line, &family.name, true);
+            let _ = writeln!(line, " {}", family.kind.text());
+            text.extend_from_slice(line.as_bytes());
+            for piece in &family.samples {
+                self.write(&mut text, piece, &mut line);
             }
         }
-        (None, "")
+        text.extend_from_slice(own);
+        if text.last().is_some_and(|&byte| byte != b'\n') {
+            text.push(b'\n');
+        }
+        text
+    }
+
+    fn write(&self, text: &mut Vec<u8>, piece: &Piece<'_>, line: &mut String) {
+        let label = &self.labels[piece.page];
+        if piece.name == 0 {
+            if let Some(sample) = scraped::sample(piece.line) {
+                line.clear();
+                write_sample(line, label, &sample);
+                text.extend_from_slice(line.as_bytes());
+            }
+            return;
+        }
+        let (name, rest) = piece.line.split_at(piece.name);
+        text.extend_from_slice(name.as_bytes());
+        text.extend_from_slice(label.as_bytes());
+        match rest.strip_prefix('{') {
+            Some(labels) => {
+                text.push(b',');
+                text.extend_from_slice(labels.as_bytes());
+            }
+            None => {
+                text.push(b'}');
+                text.extend_from_slice(rest.as_bytes());
+            }
+        }
+        text.push(b'\n');
     }
 }
 
-/// A sample's labels in the order of their names, each with its place; `None` if a name is there
-/// twice.
-fn sorted<'b, 'a>(labels: &'b [Label<'a>]) -> Option<Vec<(usize, &'b Label<'a>)>> {
-    let mut sorted: Vec<_> = labels.iter().enumerate().collect();
-    sorted.sort_unstable_by(|(_, a), (_, b)| a.name.cmp(&b.name));
-    let twice = sorted.windows(2).any(|pair| pair[0].1.name == pair[1].1.name);
-    (!twice).then_some(sorted)
-}
-
-/// The place of a label.
-fn find(sorted: &[(usize, &Label<'_>)], name: &str) -> Option<usize> {
-    let found = sorted.binary_search_by(|(_, label)| (*label.name).cmp(name));
-    found.ok().map(|found| sorted[found].0)
-}
-
-/// The place of a backend's own label `backend`, and what it is called here: as Prometheus would
-/// call it, with one more `exported_` while that is taken.
-fn exported(sorted: &[(usize, &Label<'_>)]) -> Option<(usize, String)> {
-    let at = find(sorted, BACKEND)?;
-    let mut name = format!("exported_{BACKEND}");
-    while find(sorted, &name).is_some() {
-        name.insert_str(0, "exported_");
-    }
-    Some((at, name))
-}
-
-/// What a series is known by. To Prometheus an empty label is none.
-fn series(name: &str, sorted: &[(usize, &Label<'_>)]) -> String {
-    let mut series = String::new();
-    write_name(&mut series, name, true);
-    for (_, label) in sorted.iter().filter(|(_, label)| !label.value.is_empty()) {
-        series.push(',');
-        write_name(&mut series, &label.name, false);
-        let _ = write!(series, "=\"{}\"", label.value);
-    }
-    series
-}
-
+/// A sample that is not written as it stood.
 fn write_sample(text: &mut String, backend: &str, sample: &Sample<'_>) {
     if line::is_plain(&sample.name, true) {
-        let _ = write!(text, "{}{{{backend}", sample.name);
+        text.push_str(&sample.name);
+        text.push_str(backend);
     } else {
         text.push('{');
         write_name(text, &sample.name, true);
-        let _ = write!(text, ",{backend}");
+        text.push(',');
+        text.push_str(backend.strip_prefix('{').unwrap_or(backend));
     }
     for label in &sample.labels {
         text.push(',');
         write_name(text, &label.name, false);
-        let _ = write!(text, "=\"{}\"", label.value);
+        text.push_str("=\"");
+        text.push_str(label.value);
+        text.push('"');
     }
     let _ = write!(text, "}} {}", sample.value);
     if let Some(timestamp) = sample.timestamp {

@@ -9,6 +9,10 @@ use alloc::borrow::Cow;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+/// Labels of one sample, of which vLLM's have up to some dozens; a line with more is malformed.
+/// Each takes several times the memory of its shortest text.
+const LABELS_MAX: usize = 128;
+
 /// What a line says.
 pub(super) enum Line<'a> {
     /// An empty line, or a comment: `# EOF` and `# UNIT` of OpenMetrics are no more than that here.
@@ -36,8 +40,7 @@ pub(super) struct Label<'a> {
 }
 
 /// The line, which comes without its line feed; `None` if it is malformed.
-pub(super) fn parse(line: &[u8]) -> Option<Line<'_>> {
-    let line = core::str::from_utf8(line).ok()?;
+pub(super) fn parse(line: &str) -> Option<Line<'_>> {
     let mut cursor = Cursor(line.strip_suffix('\r').unwrap_or(line));
     cursor.skip_blanks();
     if cursor.0.is_empty() {
@@ -92,12 +95,25 @@ fn sample(mut cursor: Cursor<'_>) -> Option<Sample<'_>> {
     };
     let mut words = rest.split(BLANKS).filter(|word| !word.is_empty());
     let (value, timestamp) = (words.next()?, words.next());
-    let good = is_value(value) && timestamp.is_none_or(|time| time.parse::<i64>().is_ok());
+    let good = is_number(value) && timestamp.is_none_or(|time| time.parse::<i64>().is_ok());
     (good && words.next().is_none()).then_some(Sample { name: name?, labels, value, timestamp })
 }
 
 /// Whether Prometheus reads it as a number: what Rust does, except that a NaN has no sign.
-fn is_value(text: &str) -> bool {
+pub(super) fn is_number(text: &str) -> bool {
+    // Most are a few digits and a point, which asks for no arithmetic.
+    let (mut digits, mut points) = (0, 0);
+    for byte in text.bytes() {
+        match byte {
+            b'0'..=b'9' => digits += 1,
+            b'.' => points += 1,
+            _ => return is_float(text),
+        }
+    }
+    digits > 0 && points < 2
+}
+
+fn is_float(text: &str) -> bool {
     let value = text.parse::<f64>();
     value.is_ok_and(|value| !value.is_nan() || text.eq_ignore_ascii_case("nan"))
 }
@@ -201,7 +217,7 @@ impl<'a> Cursor<'a> {
                 self.skip_blanks();
                 let value = self.quotes()?;
                 // Prometheus keeps the metric's name there.
-                if name == "__name__" {
+                if name == "__name__" || labels.len() == LABELS_MAX {
                     return None;
                 }
                 labels.push(Label { name, value });

@@ -2,6 +2,7 @@
 
 mod strict;
 
+use super::line::Line;
 use super::*;
 use proptest::prelude::*;
 use rstest::rstest;
@@ -400,6 +401,73 @@ fn real_pages(#[case] page: &str) {
     }
 }
 
+/// A page of that many lines, by what stands in each.
+fn page_of(count: usize, line: impl Fn(usize) -> String) -> String {
+    (0..count).map(|at| line(at) + "\n").collect()
+}
+
+/// Lines beyond a limit are left out, and counted.
+#[rstest]
+#[case::families(page_of(6_000, |at| format!("a{at} 1")), 5_000, 1_000)]
+#[case::types(page_of(6_000, |at| format!("# TYPE a{at} histogram")), 5_000, 1_000)]
+#[case::helps(page_of(6_000, |at| format!("# HELP a{at} b")) + "a0 1\na5999 1\n", 1, 1_001)]
+#[case::series_of_known_families(page_of(6_000, |at| format!("a{}{{b=\"{at}\"}} 1", at % 2)), 2, 0)]
+#[case::lines(page_of(50_007, |at| format!("a{{b=\"{at}\"}} 1")), 1, 7)]
+#[case::empty_lines(page_of(50_000, |_| String::new()) + "a 1\n\n\nb 1", 0, 2)]
+#[case::bytes("# HELP a b\na 1\n".to_string() + &"#".repeat((4 << 20) - 15) + "\nb 1\n", 1, 2)]
+#[case::bytes_that_fit("a 1\n".to_string() + &"#".repeat((4 << 20) - 5) + "\nb 1\n", 1, 1)]
+#[case::one_line("a".repeat(5 << 20), 0, 1)]
+#[case::long_names(
+    format!("{0} 1\n{0}b 1\n{{\"{0}b\"}} 1\n# TYPE {0}b gauge\n# HELP {0}b b\n", "a".repeat(256)),
+    1,
+    4
+)]
+#[case::labels(format!("a{{{}}} 1\n", page_of(128, |at| format!("l{at}=\"\",")).replace('\n', "")), 1, 0)]
+#[case::many_labels(format!("a{{{}}} 1\n", page_of(129, |at| format!("l{at}=\"\",")).replace('\n', "")), 0, 1)]
+fn a_page_has_limits(
+    #[case] page: String,
+    #[case] expected_families: usize,
+    #[case] expected_out: u64,
+) {
+    let (text, left_out) = merged(&[("x", &page), ("y", "z 1\n")], "");
+    assert_eq!(left_out, expected_out);
+    assert_eq!(text.matches("# TYPE ").count(), expected_families + 1);
+    assert!(text.ends_with("z{backend=\"y\"} 1\n"), "the other page is whole");
+    // Nor is there room for more than is written.
+    let (bytes, _) = merge(&pages(&[("x", &page)]), b"");
+    assert!(bytes.capacity() <= 2 * page.len() + 256 * expected_families, "{}", bytes.capacity());
+}
+
+/// However their keys fall.
+#[test]
+fn only_equal_series_repeat() {
+    let texts = ["a", "b", "a", "c", "b", "a"];
+    let mut keys: Vec<_> = (0..texts.len()).map(|at| (7, at)).collect();
+    keys.push((8, 6));
+    let repeated = series::repeated(&mut keys, |at| texts.get(at).map(ToString::to_string));
+    assert_eq!(repeated, [2, 5, 4]);
+}
+
+#[rstest]
+#[case::no_labels("a 1.0", "", Some("a"))]
+#[case::labels("a:b_1{c=\"d e\",f=\"\"} +Inf", "x", Some("a:b_1"))]
+#[case::as_before("a{c=\"d\"} 1", "a", Some("a"))]
+#[case::longer_than_before("ab 1", "a", Some("ab"))]
+#[case::eight_labels(r#"a{b="",c="",d="",e="",f="",g="",h="",i=""} 1"#, "", Some("a"))]
+#[case::nine_labels(r#"a{b="",c="",d="",e="",f="",g="",h="",i="",j=""} 1"#, "", None)]
+#[case::own_backend(r#"a{backend="b"} 1"#, "", None)]
+#[case::escape(r#"a{b="\n"} 1"#, "", None)]
+#[case::twice(r#"a{b="c",b="d"} 1"#, "", None)]
+#[case::time("a 1 5", "", None)]
+#[case::two_blanks("a  1", "", None)]
+#[case::comma_behind(r#"a{b="c",} 1"#, "", None)]
+#[case::braces("a{} 1", "", None)]
+#[case::crlf("a 1\r", "", None)]
+#[case::value_of_two_points("a 1.0.0", "", None)]
+fn plain_lines(#[case] line: &str, #[case] before: &str, #[case] expected: Option<&str>) {
+    assert_eq!(plain::parse(line, before, &mut Vec::new()), expected);
+}
+
 /// What the strict reader must refuse, or it would judge nothing.
 #[rstest]
 fn the_judge_is_strict(
@@ -544,6 +612,28 @@ proptest! {
         let (again, left_out) = merge(&pages(&[("w", text)]), b"");
         prop_assert_eq!(left_out, 2);
         prop_assert!(strict::parse(&again).is_ok());
+    }
+
+    /// What is copied is what would have been written.
+    #[test]
+    fn plain_lines_are_read_alike(
+        line in prop_oneof![lines(), r#"[a:_1]{1,3}(\{([a_]{1,2}="[b=, é]{0,2}",?){0,3}\})? [1.e]{1,3}"#],
+        before in "[ab:_]{0,2}",
+    ) {
+        let mut pairs = Vec::new();
+        if let Some(name) = plain::parse(&line, &before, &mut pairs) {
+            let Some(Line::Sample(sample)) = line::parse(&line) else { panic!("a sample") };
+            prop_assert_eq!(name, &sample.name);
+            let labels: Vec<_> = sample.labels.iter().map(|l| (&*l.name, l.value)).collect();
+            prop_assert_eq!(pairs, labels);
+            let mut merged = Merged::default();
+            merged.begin(&Page { backend: "x", text: b"" });
+            let (mut copied, mut written) = (Vec::new(), String::new());
+            let piece = Piece { line: &line, page: 0, name: name.len() };
+            merged.write(&mut copied, &piece, &mut String::new());
+            write_sample(&mut written, &merged.labels[0], &sample);
+            prop_assert_eq!(copied, written.into_bytes());
+        }
     }
 
     #[test]
