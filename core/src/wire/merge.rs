@@ -17,7 +17,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write;
-use object::Object;
+use object::{NAMES_MAX, Object, Unread};
 
 /// Backends that a message names; of others it says how many.
 const NAMED_MAX: usize = 16;
@@ -25,6 +25,12 @@ const NAMED_MAX: usize = 16;
 const EXCERPT_BYTES_MAX: usize = 200;
 /// What is quoted before the byte in which bodies begin to differ.
 const CONTEXT_BYTES: usize = 60;
+
+/// Length of a JSON body that is read for a field; those that vLLM answers with have some
+/// hundred bytes, or some hundred thousand with the addresses of a thousand ranks.
+const BODY_BYTES_MAX: usize = 1 << 20;
+/// Length of one whose elements are joined: results have any size, and are only copied.
+const JOINED_BYTES_MAX: usize = 16 << 20;
 
 /// What one backend answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -218,30 +224,43 @@ fn holds(reply: &Reply, text: &[u8]) -> bool {
     memchr::memmem::find(&reply.body, text).is_some()
 }
 
-fn boolean(reply: &Reply, field: &str) -> Result<bool, String> {
-    let object = Object::parse(&reply.body);
-    let value = object.as_ref().and_then(|object| object.value(field));
-    match value {
-        Some("true") => Ok(true),
-        Some("false") => Ok(false),
-        _ => Err(format!("without a boolean `{field}`")),
+/// What is found in the object that a reply is; else what is said of it.
+fn read<'a, T>(
+    reply: &'a Reply,
+    bytes_max: usize,
+    find: impl FnOnce(Object<'a>) -> Option<T>,
+    missing: impl FnOnce() -> String,
+) -> Result<T, String> {
+    match Object::parse(&reply.body, bytes_max) {
+        Ok(object) => find(object).ok_or_else(missing),
+        Err(Unread::NoObject) => Err(missing()),
+        Err(Unread::TooLong) => Err(format!("with more than {} MiB", bytes_max >> 20)),
+        Err(Unread::TooManyNames) => Err(format!("with more than {NAMES_MAX} fields")),
     }
 }
 
+fn boolean(reply: &Reply, field: &str) -> Result<bool, String> {
+    let find = |object: Object<'_>| match object.value(field) {
+        Some("true") => Some(true),
+        Some("false") => Some(false),
+        _ => None,
+    };
+    read(reply, BODY_BYTES_MAX, find, || format!("without a boolean `{field}`"))
+}
+
 fn is_awake(reply: &Reply) -> Result<bool, String> {
-    let object = Object::parse(&reply.body);
-    let status = object.as_ref().and_then(|object| object.value("status"));
-    match status {
-        Some(status) if status.starts_with('"') => Ok(status == r#""awake""#),
-        _ => Err("without a string `status`".into()),
-    }
+    let find = |object: Object<'_>| {
+        let status = object.value("status").filter(|status| status.starts_with('"'));
+        status.map(|status| status == r#""awake""#)
+    };
+    read(reply, BODY_BYTES_MAX, find, || "without a string `status`".into())
 }
 
 fn sum(said: &[Said<'_>], field: &str, failures: Failures) -> Result<Merged, Answer> {
     let mut replies = Replies::read(said, |reply| {
-        let object = Object::parse(&reply.body);
-        let integer = object.as_ref().and_then(|object| object.value(field)?.parse::<i64>().ok());
-        object.zip(integer).ok_or_else(|| format!("without an integer `{field}`"))
+        let integer = |object: &Object<'_>| object.value(field)?.parse::<i64>().ok();
+        let find = |object| integer(&object).map(|integer| (object, integer));
+        read(reply, BODY_BYTES_MAX, find, || format!("without an integer `{field}`"))
     });
     if failures == Failures::LeaveOut && !replies.good.is_empty() {
         replies.failed.clear();
@@ -257,26 +276,28 @@ fn sum(said: &[Said<'_>], field: &str, failures: Failures) -> Result<Merged, Ans
     ))
 }
 
-fn concat(said: &[Said<'_>], field: &str) -> Result<Merged, Answer> {
+fn concat<'a>(said: &'a [Said<'_>], field: &str) -> Result<Merged, Answer> {
     let replies = Replies::read(said, |reply| {
         if reply.body.is_empty() {
             return Ok(None);
         }
-        let object = Object::parse(&reply.body);
-        let is_array = object.as_ref().is_some_and(|object| object.elements(field).is_some());
-        object.filter(|_| is_array).map(Some).ok_or_else(|| format!("without an array `{field}`"))
+        let find = |object: Object<'a>| object.elements(field).is_some().then_some(Some(object));
+        read(reply, JOINED_BYTES_MAX, find, || format!("without an array `{field}`"))
     });
     let good = replies.all()?;
     let objects = || good.iter().filter_map(|(at, object)| Some((*at, object.as_ref()?)));
-    let mut all = String::from("[");
-    for elements in objects().filter_map(|(_, object)| object.elements(field)) {
-        if all.len() > 1 && !elements.is_empty() {
-            all.push(',');
+    let all = || objects().filter_map(|(_, object)| object.elements(field));
+    let len = all().map(|elements| elements.len() + ",".len()).sum::<usize>();
+    let mut joined = String::with_capacity(len + "[]".len());
+    joined.push('[');
+    for elements in all() {
+        if joined.len() > 1 && !elements.is_empty() {
+            joined.push(',');
         }
-        all.push_str(elements);
+        joined.push_str(elements);
     }
-    all.push(']');
-    Ok(with_field(said, objects(), field, &all))
+    joined.push(']');
+    Ok(with_field(said, objects(), field, &joined))
 }
 
 /// The first of the objects with another value for a field, under its reply's status; without
@@ -294,9 +315,9 @@ fn with_field<'o>(
 
 fn ranks(said: &[Said<'_>]) -> Result<Merged, Answer> {
     let replies = Replies::read(said, |reply| {
-        let object = Object::parse(&reply.body);
         let numbered = |object: &Object<'_>| object.names().all(|name| name.parse::<u32>().is_ok());
-        object.filter(numbered).ok_or_else(|| "without ranks".into())
+        let find = |object| Some(object).filter(numbered);
+        read(reply, BODY_BYTES_MAX, find, || "without ranks".into())
     });
     let mut body = String::from("{");
     let good = replies.all()?;
