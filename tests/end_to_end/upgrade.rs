@@ -155,6 +155,24 @@ fn a_backend_that_does_not_switch_answers(runtime: Runtime) {
     }
 }
 
+/// What is switched to has no length, and what follows an interim answer is no body of it.
+fn an_interim_answer_that_frames_a_body_is_refused(runtime: Runtime) {
+    let switch = str::from_utf8(SWITCH).unwrap().trim_end();
+    for answer in [
+        format!("{switch}\r\nContent-Length: 5\r\n\r\nhello"),
+        format!("{switch}\r\nContent-Length: 0\r\n\r\n"),
+        format!("{switch}\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        "HTTP/1.1 103 Early Hints\r\nContent-Length: 5\r\n\r\nHTTP/1.1 204 No\r\n\r\n".into(),
+    ] {
+        let said = answer.clone();
+        let backend = Backend::answering(&["m"], move |_| said.clone().into_bytes());
+        let proxy = Proxy::start(runtime, &[&backend]);
+        let mut client = proxy.client();
+        client.send(OFFER);
+        assert_eq!(client.answer().unwrap().status(), 502, "{answer}");
+    }
+}
+
 fn last_words_arrive_though_the_client_still_sends(runtime: Runtime) {
     let backend = switching(|wire, _| {
         wire.until(b"more").unwrap();
@@ -363,6 +381,7 @@ on_every_runtime!(
     bytes_behind_either_head_arrive,
     other_protocols_are_not_offered,
     a_backend_that_does_not_switch_answers,
+    an_interim_answer_that_frames_a_body_is_refused,
     last_words_arrive_though_the_client_still_sends,
     a_client_that_closes_its_half_is_heard_to_the_end,
     a_reset_of_either_side_ends_the_other,

@@ -260,6 +260,11 @@ fn checked_response<'a>(
     let framing = match (facts.chunked, facts.length) {
         (true, Some(_)) => return Err("there is a Content-Length beside a Transfer-Encoding"),
         (true, None) if minor == 0 => return Err("HTTP/1.0 knows no Transfer-Encoding"),
+        // RFC 9110 section 8.6, RFC 9112 section 6.1: whoever believes it reads the next answer, or
+        // what was switched to, as a body.
+        (true, None) | (false, Some(_)) if matches!(status, 100..=199) => {
+            return Err("an informational answer frames a body");
+        }
         _ if to_head || matches!(status, 100..=199 | 204 | 304) => Framing::Empty,
         (true, None) => Framing::Chunked,
         (false, Some(0)) => Framing::Empty,

@@ -164,6 +164,7 @@ fn a_backend_that_is_lost_before_it_answers(
 #[case::both("HTTP/1.1 200 OK\r\ncontent-length: 1\r\ntransfer-encoding: chunked\r\n\r\n")]
 #[case::wrong_length("HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n")]
 #[case::switch("HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n")]
+#[case::informational_length("HTTP/1.1 103 X\r\ncontent-length: 1\r\n\r\n")]
 #[case::http2("HTTP/2 200 OK\r\n\r\n")]
 #[case::chunk_size("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n+1\r\n")]
 #[case::trailer("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\nno colon\r\n\r\n")]

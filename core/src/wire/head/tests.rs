@@ -347,6 +347,15 @@ fn an_answer_may_have_many_headers_and_a_long_one() {
 #[case::version(b"HTTP/2 200 OK\r\n\r\n")]
 #[case::garbage(b"hello\r\n\r\n")]
 #[case::empty_line(b"\r\nHTTP/1.1 200 OK\r\n\r\n")]
+#[case::informational_length(b"HTTP/1.1 103 X\r\ncontent-length: 5\r\n\r\n")]
+#[case::informational_no_length(b"HTTP/1.1 100 X\r\ncontent-length: 0\r\n\r\n")]
+#[case::informational_chunked(b"HTTP/1.1 199 X\r\ntransfer-encoding: chunked\r\n\r\n")]
+#[case::switching_length(
+    b"HTTP/1.1 101 X\r\nupgrade: websocket\r\nconnection: upgrade\r\ncontent-length: 5\r\n\r\n"
+)]
+#[case::switching_chunked(
+    b"HTTP/1.1 101 X\r\nupgrade: websocket\r\ntransfer-encoding: chunked\r\n\r\n"
+)]
 fn ambiguous_answers_are_refused(#[case] bytes: &[u8]) {
     assert!(answer(bytes, false).is_err(), "{:?}", answer(bytes, false));
 }
