@@ -52,6 +52,16 @@ fn update(model: &str) -> Message {
 
 const APPEND: &str = r#"{"type":"input_audio_buffer.append","audio":"AAAA"}"#;
 
+const OFFER: &[u8] = b"GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
+    Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+    Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+    Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
+
+/// A short text of a client that does without a library.
+fn frame(text: &str) -> Vec<u8> {
+    [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat()
+}
+
 fn the_first_message_chooses(runtime: Runtime) {
     let (a, b) = (server("a"), server("b"));
     let proxy = Proxy::start(runtime, &[&a, &b]);
@@ -141,20 +151,9 @@ fn a_server_that_is_gone_ends_it(runtime: Runtime) {
 fn a_client_that_does_not_wait(runtime: Runtime) {
     let (a, b) = (server("a"), server("b"));
     let proxy = Proxy::start(runtime, &[&a, &b]);
-    let frame = |text: &str| {
-        let mut frame = vec![0x81, 0x80 | text.len() as u8, 0, 0, 0, 0];
-        frame.extend_from_slice(text.as_bytes());
-        frame
-    };
     let mut client: Wire = proxy.client();
-    let offer = b"GET /v1/realtime HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n\
-        Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
-        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
-        Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n";
     let named = r#"{"type":"session.update","model":"b"}"#;
-    client.send(
-        [&offer[..], &frame(APPEND), &frame(named), &frame("last"), b"\x88\x80abcd"].concat(),
-    );
+    client.send([OFFER, &frame(APPEND), &frame(named), &frame("last"), b"\x88\x80abcd"].concat());
     let head = String::from_utf8(client.head().unwrap()).unwrap();
     let (fixed, date) = head.split_once("date: ").unwrap();
     assert_eq!(
@@ -175,10 +174,38 @@ fn a_client_that_does_not_wait(runtime: Runtime) {
     a.assert_untouched();
 }
 
+/// It never says what it should say first: nothing is kept for that.
+fn a_greeting_without_an_end_passes(runtime: Runtime) {
+    const FRAGMENTS: usize = 8 << 20;
+    let a = server("a");
+    let b = Backend::scripted(&["b"], |wire, _| {
+        wire.send(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n\
+             \x01\0",
+        );
+        wire.send(b"\0\0".repeat(FRAGMENTS));
+        // Were it to close with bytes unread, a reset would overtake the last of it.
+        wire.rest();
+        Then::Close
+    });
+    let proxy = Proxy::start(runtime, &[&a, &b]);
+    let mut client: Wire = proxy.client();
+    let before = proxy.resident_kib();
+    client.send([OFFER, &frame(r#"{"type":"session.update","model":"b"}"#)].concat());
+    client.head().unwrap();
+    client.until(br#""session.created""#).unwrap();
+    client.until(b"}").unwrap();
+    let passed = client.exactly(2 + 2 * FRAGMENTS).unwrap();
+    assert!(passed.starts_with(b"\x01\0") && passed[2..].iter().all(|byte| *byte == 0));
+    let grown = proxy.resident_kib().saturating_sub(before);
+    assert!(grown < 4_096, "{grown} KiB are held");
+}
+
 on_every_runtime!(
     the_first_message_chooses,
     servers_that_serve_the_same_answer_themselves,
     a_server_that_refuses_ends_it,
     a_server_that_is_gone_ends_it,
     a_client_that_does_not_wait,
+    a_greeting_without_an_end_passes,
 );

@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 const HELD_BYTES_MAX: usize = 1 << 20;
 /// A backend's first message. It has some 80 bytes.
 const GREETING_BYTES_MAX: usize = 4 << 10;
+/// What frames a message of that length from a server.
+const FRAME_HEAD_BYTES: usize = 4;
 
 const GOING_AWAY: u16 = 1001;
 const POLICY: u16 = 1008;
@@ -278,23 +280,29 @@ pub(super) struct Greeting {
 }
 
 impl Greeting {
-    /// Takes what the backend said: how much of that was its greeting, and whether that was all.
-    /// What turns out to be something else is for the client, see [`Greeting::into_said`].
+    /// Takes what the backend said: how much of that is kept here, and whether it was a greeting,
+    /// once that is known. What is something else, or too long to be one, is for the client, as
+    /// any first message of a backend would be: see [`Greeting::into_said`], then the rest.
     pub(super) fn read(&mut self, bytes: &[u8]) -> (usize, Option<bool>) {
         let mut at = 0;
         while at < bytes.len() {
-            let read = self.reader.read(&bytes[at..]);
-            let used = read.as_ref().map_or(bytes.len() - at, |(used, _)| *used);
+            let Ok((used, message)) = self.reader.read(&bytes[at..]) else {
+                return (at, Some(false));
+            };
             self.read.extend_from_slice(&bytes[at..at + used]);
             at += used;
-            match read {
-                Ok((_, None)) => {}
-                Ok((_, Some(Message::Text(text)))) => {
+            // Fragments may be empty, and without an end.
+            if self.read.len() > GREETING_BYTES_MAX + FRAME_HEAD_BYTES {
+                return (at, Some(false));
+            }
+            match message {
+                None => {}
+                Some(Message::Text(text)) => {
                     let event = serde_json::from_str::<Value>(&text).unwrap_or_default();
                     let is_greeting = event.get("type").is_some_and(|t| t == "session.created");
                     return (at, Some(is_greeting));
                 }
-                Ok((_, Some(_))) | Err(_) => return (at, Some(false)),
+                Some(_) => return (at, Some(false)),
             }
         }
         (at, None)

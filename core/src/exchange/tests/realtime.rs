@@ -374,6 +374,50 @@ fn a_backend_that_does_not_greet_is_heard() {
     }
 }
 
+/// Whatever the backend goes on to send, the beginning of it is not kept for ever.
+#[rstest]
+#[case::empty_fragments(b"\x01\0", b"\0\0")]
+#[case::small_fragments(b"\x01\x01a", b"\0\x01b")]
+#[case::half_a_message(b"\x01\x0c{\"type\":\"ses", b"\0\0")]
+fn a_greeting_without_an_end_passes(#[case] first: &[u8], #[case] again: &[u8]) {
+    for pieces in [1, 100, usize::MAX] {
+        let mut bench = accepted();
+        bench.client(text(&update("n")));
+        handed_over(&mut bench, &[&update("n")]);
+        let endless = [first, &again.repeat(10_000)].concat();
+        let mut told = 0;
+        for piece in endless.chunks(pieces.min(endless.len())) {
+            bench.backend(piece);
+            told += piece.len();
+            assert!(told - bench.client.len() <= 5_000, "{told}: {}", bench.client.len());
+        }
+        assert!(bench.client == endless, "{} of {}", bench.client.len(), endless.len());
+        bench.skip();
+        bench.abandoned();
+    }
+}
+
+/// A greeting of many words is one, however it is cut; a longer one is not.
+#[rstest]
+#[case::longest(4_096, true)]
+#[case::too_long(4_097, false)]
+fn a_greeting_has_a_length(#[case] bytes: usize, #[case] is_greeting: bool) {
+    let words = bytes - r#"{"type":"session.created","x":""}"#.len();
+    let created = format!(r#"{{"type":"session.created","x":"{}"}}"#, "x".repeat(words));
+    let frame = from_server(&created);
+    for pieces in [1, 3, bytes - 1, usize::MAX] {
+        let mut bench = accepted();
+        bench.client(text(&update("n")));
+        handed_over(&mut bench, &[&update("n")]);
+        for piece in frame.chunks(pieces.min(frame.len())) {
+            bench.backend(piece);
+        }
+        assert!(bench.client == if is_greeting { &[][..] } else { &frame[..] });
+        bench.skip();
+        bench.abandoned();
+    }
+}
+
 #[test]
 fn it_is_closed_as_it_was_opened() {
     let mut bench = accepted();
