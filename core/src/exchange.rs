@@ -14,7 +14,7 @@
 //! of one that is not the last word (a 500, a 503, a stream that begins with an error, some 404s),
 //! of at most 64 KiB, while another backend is tried; of what several backends answer, all; of a
 //! websocket, one read towards the backend, and what it says before it names a model, of at most
-//! 1 MiB.
+//! 64 KiB.
 //! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
 
 mod attempt;

@@ -201,6 +201,39 @@ fn a_greeting_without_an_end_passes(runtime: Runtime) {
     assert!(grown < 4_096, "{grown} KiB are held");
 }
 
+fn sockets_that_name_no_model_hold_little(runtime: Runtime) {
+    const SOCKETS: usize = 50;
+    let (a, b) = (server("a"), server("b"));
+    let proxy = Proxy::start(runtime, &[&a, &b]);
+    let append = |bytes: usize| {
+        let audio = "A".repeat(bytes);
+        Message::text(format!(r#"{{"type":"input_audio_buffer.append","audio":"{audio}"}}"#))
+    };
+    let before = proxy.resident_kib();
+    let mut sockets: Vec<Client> = (0..SOCKETS).map(|_| connect(&proxy)).collect();
+    for socket in &mut sockets {
+        hears(socket);
+        socket.send(append(60_000)).unwrap();
+        socket.send(Message::Ping("p".into())).unwrap();
+        assert_eq!(socket.read().unwrap(), Message::Pong("p".into()));
+    }
+    let grown = proxy.resident_kib().saturating_sub(before);
+    assert!(grown < 200 * SOCKETS as u64 + 2_048, "it grew by {grown} KiB");
+    for (number, socket) in sockets.iter_mut().enumerate() {
+        if number % 2 == 0 {
+            socket.send(update("b")).unwrap();
+            assert!(hears(socket).starts_with("b: "));
+            continue;
+        }
+        socket.send(append(1_000)).unwrap();
+        socket.send(append(1_000_000)).unwrap();
+        let Message::Close(Some(frame)) = socket.read().unwrap() else { panic!("not closed") };
+        assert_eq!(frame.code, CloseCode::Size);
+        assert_eq!(frame.reason.as_str(), "too much was said before a model was named");
+    }
+    a.assert_untouched();
+}
+
 on_every_runtime!(
     the_first_message_chooses,
     servers_that_serve_the_same_answer_themselves,
@@ -208,4 +241,5 @@ on_every_runtime!(
     a_server_that_is_gone_ends_it,
     a_client_that_does_not_wait,
     a_greeting_without_an_end_passes,
+    sockets_that_name_no_model_hold_little,
 );

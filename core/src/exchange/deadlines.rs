@@ -56,7 +56,7 @@ impl Exchange {
                 .as_ref()
                 .filter(|attempt| !attempt.is_open() || !self.client_owes_reading())
                 .and_then(|attempt| Attempt::deadline(attempt, limits)),
-            Phase::Nameless => wake(self.client_at + limits.keep_alive, "no model is named"),
+            Phase::Nameless => self.nameless_due(),
             Phase::Piped(_) => self.piped_due(limits),
             Phase::Lingering { until, .. } => wake(*until, "the client was told to go"),
             Phase::Gathering(gather) => wake(gather.deadline(), "the errands do not end"),

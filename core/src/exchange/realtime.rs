@@ -8,7 +8,7 @@
 use super::{After, Exchange, Order, Phase};
 use crate::rng::mix;
 use crate::route::{Outcome, Refusal};
-use crate::time::Instant;
+use crate::time::{Instant, Wake};
 use crate::wire::answers::Shape;
 use crate::wire::forward;
 use crate::wire::websocket::{self, Message, MessageReader, accept_key, is_key};
@@ -19,12 +19,15 @@ use alloc::vec::Vec;
 use httparse::Header;
 use serde_json::{Value, json};
 
-/// What a client may say before it names a model, in bytes.
-const HELD_BYTES_MAX: usize = 1 << 20;
+/// What a client may say before it names a model, in bytes: messages that are held, as frames, and
+/// the one under way together. All clients we know name it first; no budget counts these bytes.
+const HELD_BYTES_MAX: usize = 64 << 10;
 /// A backend's first message. It has some 80 bytes.
 const GREETING_BYTES_MAX: usize = 4 << 10;
 /// What frames a message of that length from a server.
 const FRAME_HEAD_BYTES: usize = 4;
+
+const TOO_MUCH: &str = "too much was said before a model was named";
 
 const GOING_AWAY: u16 = 1001;
 const POLICY: u16 = 1008;
@@ -44,6 +47,8 @@ pub(super) struct Realtime {
     held: Vec<u8>,
     /// How much of that was there before the model was named.
     before: usize,
+    /// When a model must have been named, whatever else is said.
+    until: Instant,
     /// For frames towards the backend. Whoever reads those sees them from one machine only, so
     /// that it need not be a secret (RFC 6455 section 10.3).
     mask: [u8; 4],
@@ -155,6 +160,7 @@ impl Exchange {
             reader: MessageReader::new(true, HELD_BYTES_MAX),
             held: Vec::new(),
             before: 0,
+            until: now + self.limits.keep_alive,
             mask: (mix(seed) as u32).to_ne_bytes(),
         }));
         self.nameless(now);
@@ -175,7 +181,10 @@ impl Exchange {
             let Some(realtime) = &mut self.realtime else { return };
             let (used, message) = match realtime.reader.read(&bytes[at..]) {
                 Ok(read) => read,
-                Err(close) => return self.close_websocket(Some(close.code), close.reason, now),
+                Err(close) => {
+                    let reason = if close.code == TOO_BIG { TOO_MUCH } else { close.reason };
+                    return self.close_websocket(Some(close.code), reason, now);
+                }
             };
             at += used;
             let mask = Some(realtime.mask);
@@ -201,10 +210,10 @@ impl Exchange {
                 }
                 Some(Message::Pong(_)) | None => Heard::Done,
             };
-            if realtime.held.len() > HELD_BYTES_MAX {
-                let reason = "too much was said before a model was named";
-                return self.close_websocket(Some(TOO_BIG), reason, now);
-            }
+            let Some(room) = HELD_BYTES_MAX.checked_sub(realtime.held.len()) else {
+                return self.close_websocket(Some(TOO_BIG), TOO_MUCH, now);
+            };
+            realtime.reader.limit(room);
             match heard {
                 Heard::Done | Heard::Held => {}
                 Heard::Wrong(message, code) => error_event(&mut self.out, &message, code),
@@ -228,8 +237,10 @@ impl Exchange {
             && let Some(realtime) = &mut self.realtime
         {
             realtime.held.truncate(realtime.before);
+            realtime.reader.limit(HELD_BYTES_MAX - realtime.before);
+            let is_late = realtime.until <= now;
             error_event(&mut self.out, message, "model_not_found");
-            return self.nameless(now);
+            return if is_late { self.nameless_timeout(now) } else { self.nameless(now) };
         }
         error_event(&mut self.out, message, "processing_error");
         self.close_websocket(Some(FAILED), "", now);
@@ -251,6 +262,11 @@ impl Exchange {
         self.ahead = realtime.held;
         let reader = MessageReader::new(false, GREETING_BYTES_MAX);
         Some(Greeting { reader, read: Vec::new() })
+    }
+
+    pub(super) fn nameless_due(&self) -> Option<Wake> {
+        let realtime = self.realtime.as_ref()?;
+        Some(Wake { at: realtime.until, why: "no model is named" })
     }
 
     pub(super) fn nameless_timeout(&mut self, now: Instant) {

@@ -163,6 +163,11 @@ impl MessageReader {
         }
     }
 
+    /// Refuses messages of more than `bytes_max` from the next frame on.
+    pub const fn limit(&mut self, bytes_max: usize) {
+        self.bytes_max = bytes_max;
+    }
+
     /// Reads on, up to the end of a frame at most. Returns how much that was, and the message that
     /// is now complete, if any. Call again with what lies behind. What follows a close frame is
     /// passed over (section 5.5.1).

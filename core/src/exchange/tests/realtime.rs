@@ -9,6 +9,7 @@ use crate::wire::websocket::{self, Message, MessageReader};
 use rstest::rstest;
 use std::format;
 use std::string::{String, ToString};
+use std::vec;
 use std::vec::Vec;
 
 const OFFER: &str = "GET /v1/realtime?a=b HTTP/1.1|Host: h|Connection: Upgrade|\
@@ -436,15 +437,25 @@ fn it_is_closed_as_it_was_opened() {
     bench.over();
 }
 
-#[test]
-fn a_model_must_be_named_in_time() {
+/// Whatever else is said meanwhile.
+#[rstest]
+#[case::pings(b"\x89\x80\0\0\0\0")]
+#[case::pongs(b"\x8a\x80\0\0\0\0")]
+#[case::bytes(b"\x82\x80\0\0\0\0")]
+#[case::fragments(b"\x89\x80\0\0\0\0\x8a\x80\0\0\0\0")]
+#[case::errors(b"\x81\x80\0\0\0\0")]
+#[case::unknown_models(b"\x81\xa5\0\0\0\0{\"type\":\"session.update\",\"model\":\"x\"}")]
+fn a_model_must_be_named_in_time(#[case] said: &[u8]) {
     let mut bench = accepted();
-    bench.wait(Duration::from_millis(74_999));
-    bench.client(b"\x89\x80\0\0\0\0");
-    bench.expect(&["send client \\x8a\\x00"]);
-    bench.client.clear();
-    bench.wait(Duration::from_millis(74_999));
-    bench.expect::<&str>(&[]);
+    for _ in 0..74 {
+        bench.secs(1);
+        bench.lists(0, "m");
+        bench.lists(1, "n");
+        bench.client(said);
+    }
+    bench.wait(Duration::from_millis(999));
+    bench.skip();
+    heard(&mut bench);
     bench.wait(Duration::from_millis(1));
     assert_eq!(heard(&mut bench), [closed(1001, "no model was named")]);
     assert_eq!(bench.transcript()[1..], ["shutdown"]);
@@ -454,26 +465,124 @@ fn a_model_must_be_named_in_time() {
 }
 
 #[test]
-fn a_client_must_not_say_too_much_first() {
+fn one_that_says_nothing_has_the_same_time() {
     let mut bench = accepted();
-    let append =
-        format!(r#"{{"type":"input_audio_buffer.append","audio":"{}"}}"#, "A".repeat(500_000));
-    bench.client(text(&append));
-    bench.client(text(&append));
+    bench.wait(Duration::from_millis(74_999));
     bench.expect::<&str>(&[]);
-    bench.client(text(&append));
-    let reason = "too much was said before a model was named";
-    assert_eq!(heard(&mut bench), [closed(1009, reason)]);
+    bench.wait(Duration::from_millis(1));
+    assert_eq!(heard(&mut bench), [closed(1001, "no model was named")]);
+    bench.skip();
+    bench.abandoned();
+}
+
+#[test]
+fn one_that_named_a_model_has_all_the_time_its_backend_takes() {
+    let mut bench = accepted();
+    bench.secs(74);
+    bench.client(text(&update("n")));
+    bench.expect(&["ask", "connect 1 fresh"]);
+    bench.connected();
+    bench.expect(&[format!("send upstream {OFFERED}")]);
+    bench.secs(100);
+    bench.expect::<&str>(&[]);
+    bench.backend(http(SWITCH));
+    assert_eq!(bench.transcript().last().map(String::as_str), Some("first byte"));
+    bench.abandoned();
+}
+
+/// An audio message of so many bytes, and what frames it for the backend.
+fn append(bytes: usize) -> Vec<u8> {
+    let frame = r#"{"type":"input_audio_buffer.append","audio":""}"#.len() + 8;
+    let audio = "A".repeat(bytes - frame);
+    let append = text(&format!(r#"{{"type":"input_audio_buffer.append","audio":"{audio}"}}"#));
+    assert_eq!(append.len(), bytes);
+    append
+}
+
+const TOO_MUCH: &str = "too much was said before a model was named";
+
+#[test]
+fn as_much_as_may_be_said_first_arrives() {
+    let mut bench = accepted();
+    let naming = text(&update("n"));
+    bench.client(append(40_000));
+    bench.client(append((64 << 10) - 40_000 - naming.len()));
+    bench.client(naming);
+    bench.expect(&["ask", "connect 1 fresh"]);
+    // What lies behind the name is not held for long: the client waits for the backend.
+    bench.client("x".repeat(100_000));
+    assert!(!bench.exchange.interest().client);
+    bench.connected();
+    bench.backend(http(SWITCH));
+    assert_eq!(bench.upstream.len(), http(OFFERED).len() + (64 << 10) + 100_000);
+    bench.skip();
+    bench.abandoned();
+}
+
+#[rstest]
+#[case::messages(&[append(40_000), append(30_000)])]
+#[case::name(&[append(65_500), text(&update("n"))])]
+#[case::promise(&[text(&"x".repeat(65_537))[..10].to_vec()])]
+#[case::promise_behind(&[append(40_000), text(&"x".repeat(30_000))[..8].to_vec()])]
+#[case::fragments(&[append(40_000), fragment(1, 20_000), fragment(0, 10_000)])]
+#[case::empty_messages(&[b"\x82\x80\0\0\0\0".repeat(10_923)])]
+fn a_client_must_not_say_too_much_first(#[case] said: &[Vec<u8>]) {
+    let (last, before) = said.split_last().expect("something is said");
+    for pieces in [1_000, usize::MAX] {
+        let mut bench = accepted();
+        for message in before {
+            bench.client(message);
+            bench.expect::<&str>(&[]);
+        }
+        for piece in last.chunks(pieces.min(last.len())) {
+            bench.client(piece);
+        }
+        assert_eq!(heard(&mut bench), [closed(1009, TOO_MUCH)]);
+        bench.skip();
+        bench.client_leaves();
+        bench.expect(&["close"]);
+        bench.over();
+    }
+}
+
+fn fragment(opcode: u8, bytes: u16) -> Vec<u8> {
+    let [high, low] = bytes.to_be_bytes();
+    [&[opcode, 0xfe, high, low, 0, 0, 0, 0][..], &vec![b'x'; usize::from(bytes)]].concat()
+}
+
+/// Nothing of it is kept, however much comes.
+#[test]
+fn what_says_nothing_does_not_count() {
+    let mut bench = accepted();
+    bench.client(b"\x01\x80\0\0\0\0");
+    for _ in 0..100 {
+        bench.client(b"\x89\x80\0\0\0\0\0\x80\0\0\0\0".repeat(1_000));
+        bench.skip();
+        while heard(&mut bench).len() < 1_000 {
+            bench.wait(Duration::from_millis(1));
+            bench.skip();
+        }
+    }
+    bench.client(b"\x80\x80\0\0\0\0");
+    bench.client(text(&update("n")));
+    assert_eq!(heard(&mut bench), [error("Invalid JSON", "invalid_json")]);
+    bench.skip();
+    bench.abandoned();
+}
+
+/// The engine takes so long to know that it is nobody's that no time is left for another.
+#[test]
+fn a_model_that_is_unknown_too_late_is_the_last() {
+    let mut bench = accepted();
+    bench.secs(74);
+    bench.client(text(&update("x")));
+    assert_eq!(bench.transcript(), ["ask"]);
+    bench.secs(2);
+    let expected = error("The model `x` does not exist.", "model_not_found");
+    assert_eq!(heard(&mut bench), [expected, closed(1001, "no model was named")]);
     bench.skip();
     bench.client_leaves();
     bench.expect(&["close"]);
-    bench.over();
-    let mut bench = accepted();
-    bench.client(&text(&"x".repeat(2 << 20))[..100]);
-    assert_eq!(heard(&mut bench), [closed(1009, "the message is too big")]);
-    bench.skip();
-    bench.client_leaves();
-    bench.skip();
     bench.over();
 }
 
