@@ -271,7 +271,7 @@ impl Exchange {
             | Phase::Upstream
             | Phase::Gathering(_)
             | Phase::Answered => self.ahead.len() < AHEAD_BYTES_MAX,
-            Phase::Nameless => !self.client_owes_reading(),
+            Phase::Nameless => !self.client_owes_reading() && self.ahead.is_empty(),
             Phase::Piped(_) => self.pipes_client(),
             Phase::Closed => false,
         };

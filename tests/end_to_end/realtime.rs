@@ -234,6 +234,22 @@ fn sockets_that_name_no_model_hold_little(runtime: Runtime) {
     a.assert_untouched();
 }
 
+fn many_unknown_models_are_answered_in_turns(runtime: Runtime) {
+    const NAMES: usize = 2_000;
+    let (a, b) = (server("a"), server("b"));
+    let proxy = Proxy::start(runtime, &[&a, &b]);
+    let mut client: Wire = proxy.client();
+    let named = |model: &str| frame(&format!(r#"{{"type":"session.update","model":"{model}"}}"#));
+    client.send([OFFER, &named("c").repeat(NAMES), &named("b"), b"\x88\x80abcd"].concat());
+    client.head().unwrap();
+    let said = client.until(b"b: ").unwrap();
+    let unknown = b"The model `c` does not exist.";
+    assert_eq!(said.windows(unknown.len()).filter(|part| part == unknown).count(), NAMES);
+    let (rest, _) = client.rest();
+    assert!(rest.ends_with(b"\x88\x00"), "{}", rest.escape_ascii());
+    a.assert_untouched();
+}
+
 on_every_runtime!(
     the_first_message_chooses,
     servers_that_serve_the_same_answer_themselves,
@@ -242,4 +258,5 @@ on_every_runtime!(
     a_client_that_does_not_wait,
     a_greeting_without_an_end_passes,
     sockets_that_name_no_model_hold_little,
+    many_unknown_models_are_answered_in_turns,
 );

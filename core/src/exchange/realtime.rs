@@ -8,7 +8,7 @@
 use super::{After, Exchange, Order, Phase};
 use crate::rng::mix;
 use crate::route::{Outcome, Refusal};
-use crate::time::{Instant, Wake};
+use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Shape;
 use crate::wire::forward;
 use crate::wire::websocket::{self, Message, MessageReader, accept_key, is_key};
@@ -22,6 +22,12 @@ use serde_json::{Value, json};
 /// What a client may say before it names a model, in bytes: messages that are held, as frames, and
 /// the one under way together. All clients we know name it first; no budget counts these bytes.
 const HELD_BYTES_MAX: usize = 64 << 10;
+/// Our own words that may wait for the client before more of its messages are heard. An error is
+/// ten times as long as an empty message.
+const SAID_BYTES_MAX: usize = 16 << 10;
+/// How long messages behind a model that nobody has wait, so that other connections have a turn:
+/// each such name is a question to the engine.
+const TURN: Duration = Duration::from_millis(1);
 /// A backend's first message. It has some 80 bytes.
 const GREETING_BYTES_MAX: usize = 4 << 10;
 /// What frames a message of that length from a server.
@@ -47,6 +53,10 @@ pub(super) struct Realtime {
     held: Vec<u8>,
     /// How much of that was there before the model was named.
     before: usize,
+    /// How much of [`Exchange::ahead`] was heard. While there is more the client is not read.
+    heard: usize,
+    /// When that has its turn.
+    turn: Instant,
     /// When a model must have been named, whatever else is said.
     until: Instant,
     /// For frames towards the backend. Whoever reads those sees them from one machine only, so
@@ -160,30 +170,58 @@ impl Exchange {
             reader: MessageReader::new(true, HELD_BYTES_MAX),
             held: Vec::new(),
             before: 0,
+            heard: 0,
+            turn: now,
             until: now + self.limits.keep_alive,
             mask: (mix(seed) as u32).to_ne_bytes(),
         }));
-        self.nameless(now);
-    }
-
-    /// Waits for a model to be named, which the client may have done already.
-    fn nameless(&mut self, now: Instant) {
         self.phase = Phase::Nameless;
         self.client_at = now;
-        let ahead = core::mem::take(&mut self.ahead);
-        self.nameless_bytes(&ahead, now);
+        // The client may have named it already.
+        self.nameless_turn(now);
     }
 
     pub(super) fn nameless_bytes(&mut self, bytes: &[u8], now: Instant) {
-        self.client_at = now;
+        if !self.ahead.is_empty() {
+            return self.ahead.extend_from_slice(bytes);
+        }
+        if let Some(used) = self.listen(bytes, now) {
+            self.ahead.extend_from_slice(&bytes[used..]);
+        }
+    }
+
+    /// Hears what the client sent ahead of its turn.
+    fn nameless_turn(&mut self, now: Instant) {
+        let Some(heard) = self.realtime.as_ref().map(|realtime| realtime.heard) else { return };
+        let ahead = core::mem::take(&mut self.ahead);
+        let Some(used) = self.listen(ahead.get(heard..).unwrap_or_default(), now) else { return };
+        let Some(realtime) = &mut self.realtime else { return };
+        let heard = heard + used;
+        if heard < ahead.len() {
+            realtime.heard = heard;
+            self.ahead = ahead;
+        } else {
+            realtime.heard = 0;
+        }
+    }
+
+    /// Hears messages until a model is named, or enough was answered: says how far that is, unless
+    /// the websocket is closed.
+    fn listen(&mut self, bytes: &[u8], now: Instant) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
-            let Some(realtime) = &mut self.realtime else { return };
+            let unsent = self.unsent();
+            let realtime = self.realtime.as_mut()?;
+            if unsent >= SAID_BYTES_MAX {
+                realtime.turn = now + TURN;
+                break;
+            }
             let (used, message) = match realtime.reader.read(&bytes[at..]) {
                 Ok(read) => read,
                 Err(close) => {
                     let reason = if close.code == TOO_BIG { TOO_MUCH } else { close.reason };
-                    return self.close_websocket(Some(close.code), reason, now);
+                    self.close_websocket(Some(close.code), reason, now);
+                    return None;
                 }
             };
             at += used;
@@ -206,25 +244,28 @@ impl Exchange {
                     Heard::Done
                 }
                 Some(Message::Close { code, reason }) => {
-                    return self.close_websocket(code, &reason, now);
+                    self.close_websocket(code, &reason, now);
+                    return None;
                 }
                 Some(Message::Pong(_)) | None => Heard::Done,
             };
             let Some(room) = HELD_BYTES_MAX.checked_sub(realtime.held.len()) else {
-                return self.close_websocket(Some(TOO_BIG), TOO_MUCH, now);
+                self.close_websocket(Some(TOO_BIG), TOO_MUCH, now);
+                return None;
             };
             realtime.reader.limit(room);
             match heard {
                 Heard::Done | Heard::Held => {}
                 Heard::Wrong(message, code) => error_event(&mut self.out, &message, code),
                 Heard::Named(model) => {
-                    self.ahead.extend_from_slice(&bytes[at..]);
                     self.request.name(model, now);
                     self.phase = Phase::Asked;
-                    return self.orders.push_back(Order::Ask);
+                    self.orders.push_back(Order::Ask);
+                    break;
                 }
             }
         }
+        Some(at)
     }
 
     /// Nobody takes the model that was named.
@@ -238,9 +279,15 @@ impl Exchange {
         {
             realtime.held.truncate(realtime.before);
             realtime.reader.limit(HELD_BYTES_MAX - realtime.before);
+            realtime.turn = now + TURN;
             let is_late = realtime.until <= now;
             error_event(&mut self.out, message, "model_not_found");
-            return if is_late { self.nameless_timeout(now) } else { self.nameless(now) };
+            self.phase = Phase::Nameless;
+            self.client_at = now;
+            if is_late {
+                self.nameless_closes(now);
+            }
+            return;
         }
         error_event(&mut self.out, message, "processing_error");
         self.close_websocket(Some(FAILED), "", now);
@@ -258,18 +305,34 @@ impl Exchange {
     /// The backend switches: what was held goes first, and its first word is not for the client.
     pub(super) fn take_over(&mut self) -> Option<Greeting> {
         let mut realtime = self.realtime.take()?;
-        realtime.held.append(&mut self.ahead);
+        realtime.held.extend_from_slice(self.ahead.get(realtime.heard..).unwrap_or_default());
         self.ahead = realtime.held;
         let reader = MessageReader::new(false, GREETING_BYTES_MAX);
         Some(Greeting { reader, read: Vec::new() })
     }
 
+    /// When a model must have been named, or when what is known of the client has its turn.
     pub(super) fn nameless_due(&self) -> Option<Wake> {
         let realtime = self.realtime.as_ref()?;
-        Some(Wake { at: realtime.until, why: "no model is named" })
+        let until = Wake { at: realtime.until, why: "no model is named" };
+        // It has to take what it was told before.
+        let waits = !self.ahead.is_empty() && !self.client_owes_reading();
+        let turn = waits.then(|| Wake {
+            at: realtime.turn.max(self.client_at),
+            why: "what the client said has its turn",
+        });
+        turn.into_iter().chain([until]).min_by_key(|wake| wake.at)
     }
 
     pub(super) fn nameless_timeout(&mut self, now: Instant) {
+        if self.realtime.as_ref().is_some_and(|realtime| now < realtime.until) {
+            self.nameless_turn(now);
+        } else {
+            self.nameless_closes(now);
+        }
+    }
+
+    fn nameless_closes(&mut self, now: Instant) {
         self.close_websocket(Some(GOING_AWAY), "no model was named", now);
     }
 

@@ -150,6 +150,9 @@ fn everything_arrives_however_it_is_cut() {
         for piece in before {
             bench.client(piece);
             bench.flow();
+            // What lies behind a model that nobody has.
+            bench.wait(Duration::from_millis(1));
+            bench.flow();
             if bench.connecting {
                 bench.connected();
                 bench.flow();
@@ -235,7 +238,9 @@ fn an_unknown_model_may_be_followed_by_a_known_one() {
     let expected = error("The model `é\\\"` does not exist.", "model_not_found");
     assert_eq!(heard(&mut bench), [expected]);
     let log = bench.transcript();
-    assert_eq!([&log[0][..], &log[2..].join(" ")], ["ask", "ask connect 1 fresh"]);
+    assert_eq!((log.len(), &log[0][..]), (2, "ask"));
+    bench.wait(Duration::from_millis(1));
+    bench.expect(&["ask", "connect 1 fresh"]);
     bench.connected();
     bench.backend(http(SWITCH));
     let told = said(&bench.upstream[http(OFFERED).len()..], true);
@@ -570,6 +575,29 @@ fn what_says_nothing_does_not_count() {
     bench.abandoned();
 }
 
+#[test]
+fn many_unknown_models_take_turns() {
+    let mut bench = accepted();
+    bench.client([text(&update("x")).repeat(50), text(&update("n"))].concat());
+    for _ in 0..50 {
+        let log = bench.transcript();
+        assert_eq!((log.len(), &log[0][..]), (2, "ask"), "{log:?}");
+        let expected = error("The model `x` does not exist.", "model_not_found");
+        assert_eq!(heard(&mut bench), [expected]);
+        // Others have their turn, and what it says meanwhile has to wait.
+        assert!(!bench.exchange.interest().client && bench.exchange.interest().client_end);
+        bench.wait(Duration::from_millis(1));
+    }
+    bench.expect(&["ask", "connect 1 fresh"]);
+    bench.client(text(APPEND));
+    bench.connected();
+    bench.backend(http(SWITCH));
+    let told = said(&bench.upstream[http(OFFERED).len()..], true);
+    assert_eq!(told, [update("n"), APPEND.to_string()].map(Message::Text));
+    bench.skip();
+    bench.abandoned();
+}
+
 /// The engine takes so long to know that it is nobody's that no time is left for another.
 #[test]
 fn a_model_that_is_unknown_too_late_is_the_last() {
@@ -584,6 +612,36 @@ fn a_model_that_is_unknown_too_late_is_the_last() {
     bench.client_leaves();
     bench.expect(&["close"]);
     bench.over();
+}
+
+/// A name that waits for its turn does so in vain once the client is gone.
+#[test]
+fn a_client_may_leave_while_it_waits_for_its_turn() {
+    let mut bench = accepted();
+    bench.client(text(&update("x")).repeat(2));
+    bench.client_leaves();
+    assert_eq!(bench.transcript().last().map(String::as_str), Some("close"));
+    bench.over();
+}
+
+/// An error is longer than the empty message that it answers.
+#[test]
+fn who_does_not_read_errors_gets_few() {
+    let mut bench = accepted();
+    bench.client_takes = Takes::Bytes(0);
+    bench.client(text("").repeat(10_000));
+    bench.client_takes = Takes::Bytes(usize::MAX);
+    bench.flow();
+    let one = from_server(r#"{"type":"error","error":"Invalid JSON","code":"invalid_json"}"#);
+    assert!(bench.client.len() <= (16 << 10) + one.len(), "{}", bench.client.len());
+    for _ in 0..100 {
+        bench.wait(Duration::from_millis(1));
+        bench.flow();
+    }
+    assert!(bench.client == one.repeat(10_000));
+    assert!(bench.exchange.interest().client);
+    bench.skip();
+    bench.abandoned();
 }
 
 #[test]
