@@ -10,6 +10,7 @@ mod knowledge;
 mod load;
 mod names;
 mod owners;
+mod prefix;
 mod rest;
 mod rounds;
 
@@ -17,6 +18,7 @@ pub(crate) use health::{Health, State};
 pub(crate) use load::Load;
 pub use load::Standing;
 pub(crate) use names::Lost;
+pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
 
 use crate::rng::Rng;
 use crate::time::Instant;
