@@ -1,0 +1,219 @@
+//! What the index of prefixes takes: bytes, as the allocator sees them, and time.
+//!
+//! Whether its answers are right is tested where it lies, in `core`.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::time::{Duration, Instant as Clock};
+use vllm_proxy_core::fleet::{BackendId, Matches, PrefixIndex};
+use vllm_proxy_core::rng::{Rng, mix};
+use vllm_proxy_core::time::Instant;
+
+/// Counts what each thread asks for; tests run on threads of their own.
+struct Counting;
+
+thread_local! {
+    static CALLS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<usize> = const { Cell::new(0) };
+}
+
+fn count(bytes: usize) {
+    CALLS.set(CALLS.get() + 1);
+    BYTES.set(BYTES.get() + bytes);
+}
+
+// SAFETY: all it does besides counting is done by the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size());
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.dealloc(memory, layout) }
+    }
+
+    unsafe fn realloc(&self, memory: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        count(size);
+        // SAFETY: the caller's promises are passed on.
+        unsafe { System.realloc(memory, layout, size) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const CHUNK_TOKENS: u32 = 128;
+
+fn chunks(prompt: u64, count: u64, into: &mut Vec<u64>) {
+    into.extend((0..count).map(|at| mix(prompt << 20 | at)));
+}
+
+/// An index, and what asking it needs, none of which is to grow.
+struct Bench {
+    index: PrefixIndex,
+    matches: Matches,
+    told: Vec<u64>,
+    prompt: Vec<u64>,
+    rng: Rng,
+    sent: u64,
+}
+
+impl Bench {
+    fn new(bytes: usize, backends: u32) -> Self {
+        let mut index = PrefixIndex::new(bytes, 11);
+        for id in 0..backends {
+            index.join(BackendId(id)).expect("there is room");
+        }
+        let matches = index.scratch();
+        let (told, prompt) = (Vec::with_capacity(32_768), Vec::with_capacity(32_768));
+        Self { index, matches, told, prompt, rng: Rng::new(5), sent: 0 }
+    }
+
+    /// A prompt of so many chunks: a quarter is one of 40 that everybody sends, a half was sent
+    /// before by somebody, and the rest is new.
+    fn draw(&mut self, length: u64) {
+        self.prompt.clear();
+        chunks(self.rng.below(40), length / 4, &mut self.prompt);
+        let before = 100 + self.sent - self.rng.below(2_000).min(self.sent);
+        chunks(before, length / 2, &mut self.prompt);
+        self.sent += 1;
+        chunks(100 + self.sent, length - length / 4 - length / 2, &mut self.prompt);
+    }
+
+    /// Looks the prompt up, sends it to some backend that holds most of it.
+    fn send(&mut self, backends: u64) -> [Duration; 3] {
+        let begin = Clock::now();
+        self.index.matches(&self.prompt, &mut self.matches);
+        let matched = Clock::now();
+        // Copies of what is hot come from backends whose queues are long.
+        let stray = self.rng.below(4) == 0;
+        let best = (0..)
+            .map(BackendId)
+            .take(backends as usize)
+            .max_by_key(|&id| self.index.join(id).map_or(0, |slot| self.matches.at(slot)));
+        let random = BackendId(self.rng.below(backends) as u32);
+        let backend = best.filter(|_| !stray && self.matches.longest() > 0).unwrap_or(random);
+        self.told.clear();
+        let chosen = Clock::now();
+        self.index.insert(backend, &self.prompt, CHUNK_TOKENS, Instant::START, &mut self.told);
+        let inserted = chosen.elapsed();
+        let matching = matched - begin;
+        [matching, inserted, matching + inserted]
+    }
+}
+
+/// Adversarial prompts, all backends, everything that can be told: one budget, taken at the start.
+#[test]
+fn the_budget_is_never_exceeded_and_nothing_is_allocated() {
+    for bytes in [100_000, 1 << 20, 10 << 20] {
+        let before = BYTES.get();
+        let mut index = PrefixIndex::new(bytes, 11);
+        let taken = BYTES.get() - before;
+        assert_eq!(taken, index.bytes());
+        assert!(taken <= bytes && taken > bytes / 10 * 9, "{taken} of {bytes}");
+        drop(index);
+
+        index = Bench::new(bytes, 8).index;
+        let mut bench = Bench { index, ..Bench::new(0, 0) };
+        bench.matches = bench.index.scratch();
+        let mut facts = Vec::with_capacity(1_024);
+        let calls = CALLS.get();
+        for round in 0..60 {
+            let id = BackendId(round % 8);
+            bench.prompt.clear();
+            let now = Instant::from_millis(u64::from(round) * 500);
+            match round % 3 {
+                0 => chunks(u64::from(round), 20_480, &mut bench.prompt),
+                1 => chunks(0, 500, &mut bench.prompt),
+                _ => bench.draw(781),
+            }
+            bench.send(8);
+            bench.index.grew(id, u64::MAX, now);
+            bench.index.feedback(id, 5, u64::MAX, CHUNK_TOKENS);
+            bench.index.merge_counter(id, (round % 70) as usize, 1_000, now);
+            facts.clear();
+            bench.index.facts(bench.rng.next_u64(), &mut facts);
+            facts.iter().for_each(|&fact| bench.index.merge(fact));
+            if round % 7 == 0 {
+                bench.index.wipe(id);
+                bench.index.leave(BackendId((round + 1) % 8));
+                bench.index.join(BackendId((round + 1) % 8)).expect("there is room");
+                bench.index.state_hash(|id| id.0.into());
+            }
+        }
+        assert_eq!(CALLS.get(), calls, "something was allocated");
+        assert_eq!(bench.index.bytes(), taken);
+        assert!(bench.index.len() <= bench.index.len_max());
+        assert!(taken > 2 << 20 || bench.index.evicted() > 0, "the budget was not used up");
+    }
+}
+
+/// `cargo test --release -p vllm-proxy-tests --test prefix -- --ignored --nocapture`
+#[test]
+#[ignore = "measures: for a quiet machine and a release build"]
+fn time_of_a_decision() {
+    const BACKENDS: u32 = 64;
+    // Larger than any cache of the processor's.
+    let mut flush = vec![1_u8; 48 << 20];
+    for (bytes, what) in [(24 << 20, "roomy"), (8 << 20, "full")] {
+        let mut bench = Bench::new(bytes, BACKENDS);
+        while bench.sent < 40_000 {
+            bench.draw(40);
+            bench.send(BACKENDS.into());
+        }
+        println!(
+            "{what}: {} MB, {} of {} pairs, {} evicted",
+            bytes >> 20,
+            bench.index.len(),
+            bench.index.len_max(),
+            bench.index.evicted(),
+        );
+        for length in [62, 500, 781] {
+            for (cold, samples) in [(false, 2_000), (true, 100)] {
+                let mut times: [Vec<Duration>; 3] = Default::default();
+                let mut calls = 0;
+                for _ in 0..samples {
+                    bench.draw(length);
+                    if cold {
+                        flush.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_mul(3));
+                    }
+                    let before = CALLS.get();
+                    let sample = bench.send(BACKENDS.into());
+                    calls += CALLS.get() - before;
+                    times.iter_mut().zip(sample).for_each(|(times, time)| times.push(time));
+                }
+                assert_eq!(calls, 0, "something was allocated");
+                let mut row = format!("{length:4} chunks, {}", if cold { "cold" } else { "warm" });
+                for (name, times) in ["matches", "insert", "both"].into_iter().zip(&mut times) {
+                    times.sort_unstable();
+                    let at = |share: usize| times[(times.len() - 1) * share / 100].as_nanos();
+                    let micros = |nanos: u128| nanos as f64 / 1_000.0;
+                    let [p50, p99, max] = [at(50), at(99), at(100)].map(micros);
+                    row += &format!("; {name} p50 {p50:.1} p99 {p99:.1} max {max:.1} us");
+                }
+                println!("{row}");
+            }
+        }
+    }
+    assert!(flush.iter().map(|&byte| u64::from(byte)).sum::<u64>() > 0);
+
+    // The most there can be: everybody holds everything of a long prompt.
+    for (backends, length) in [(64, 62), (64, 781), (4_096, 62)] {
+        let mut bench = Bench::new(96 << 20, backends);
+        chunks(1, length, &mut bench.prompt);
+        for id in (0..backends).map(BackendId) {
+            let now = Instant::START;
+            bench.index.insert(id, &bench.prompt, CHUNK_TOKENS, now, &mut bench.told);
+            bench.told.clear();
+        }
+        let mut times: Vec<_> = (0..500).map(|_| bench.send(backends.into())[0]).collect();
+        times.sort_unstable();
+        println!(
+            "{length} chunks on each of {backends}: matches p50 {:?} max {:?}",
+            times[250], times[499]
+        );
+    }
+}
