@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&str; 8] = ["time", "rng", "config", "wire", "fleet", "route", "engine", "exchange"];
 
 /// Imports that point right, and why each may.
-const LAYER_EXCEPTIONS: [(&str, &str); 5] = [
+const LAYER_EXCEPTIONS: [(&str, &str); 8] = [
     // The words of a refusal are `route`'s, since the engine says them; how they look on the wire
     // is `answers`'s. The word is data and knows nothing of how it was come to.
     ("wire/answers.rs", "route::Refusal"),
@@ -23,6 +23,10 @@ const LAYER_EXCEPTIONS: [(&str, &str); 5] = [
     ("wire/routes.rs", "route::Change"),
     ("wire/routes.rs", "route::Retry"),
     ("wire/routes.rs", "route::Who"),
+    // What a body says is hashed where it is read, by `route`'s hash, which knows nothing of JSON.
+    ("wire/scan.rs", "route::Fingerprint"),
+    ("wire/scan/prompt.rs", "route::prompt"),
+    ("wire/scan/render.rs", "route::prompt"),
     // Where a request's head goes: an authority and a prefix, as plain data.
     ("wire/forward.rs", "fleet::BackendSpec"),
 ];

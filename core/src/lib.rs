@@ -15,7 +15,8 @@
 //! # The way of a request
 //!
 //! listener -> [`exchange`]: the head is parsed ([`wire::head`]), the body is followed to its end
-//! ([`wire::body`]) and scanned ([`wire::scan`]) -> [`engine`]: which backends serve the model and
+//! ([`wire::body`]) and scanned ([`wire::scan`]: what it asks for, and its prompt's
+//! [`Fingerprint`](route::Fingerprint)) -> [`engine`]: which backends serve the model and
 //! are up ([`fleet`]), which of them has the least work in hand ([`route`]) -> the head is made
 //! anew ([`wire::forward`]) and goes to the backend with the body in one call -> the answer's head
 //! is held until the first byte of its body, then everything passes as it comes.
@@ -95,7 +96,7 @@
 //!
 //! **Invariant: imports point one way:** [`wire`], [`fleet`], [`route`], [`engine`]; [`exchange`]
 //! beside them sees only `wire` and the words of `route`. The words of `route` (who may answer,
-//! why not) are plain data that `wire`'s tables and answers name, too.
+//! why not, what a prompt is) are plain data that `wire`'s tables, answers and scanner name, too.
 
 #![no_std]
 #![forbid(unsafe_code)]

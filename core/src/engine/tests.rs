@@ -11,7 +11,7 @@ mod stored;
 use super::*;
 use crate::config::Policy;
 use crate::fleet::{Address, State};
-use crate::route::{Doubt, Retry, Route};
+use crate::route::{Doubt, Fingerprint, Retry, Route};
 use crate::wire::probe::ModelCard;
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -147,12 +147,15 @@ fn cards(names: &[&str]) -> Vec<ModelCard> {
     names.iter().map(card).collect()
 }
 
+static NO_PROMPT: Fingerprint = Fingerprint::new();
+
 fn request(since: Instant) -> RequestMeta<'static> {
     RequestMeta {
         who: Who::Backend,
         model: None,
         stream: true,
         prompt_bytes: 400,
+        prompt: &NO_PROMPT,
         retry: Retry::BeforeFirstByte,
         since,
         response: None,

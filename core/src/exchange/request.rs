@@ -119,6 +119,7 @@ impl Request {
             model: self.header_model.as_deref().or(self.scan.model.as_deref()),
             stream: self.scan.stream,
             prompt_bytes: self.scan.prompt_bytes,
+            prompt: &self.scan.fingerprint,
             retry: if self.scan.pinned { Retry::Never } else { rule.retry },
             since: self.since,
             response: about(About::Response, self.scan.previous_response_id.as_ref()),
@@ -428,6 +429,9 @@ impl Exchange {
         request.body_len = request.message.len() - request.body_start;
         let scanner = core::mem::take(&mut request.scanner);
         request.scan = scanner.finish(&request.message[request.body_start..]);
+        if let Some(model) = &request.header_model {
+            request.scan.fingerprint.set_apart(model.as_bytes());
+        }
         request.since = now;
         if request.chunked {
             if request.body_len > 0 {

@@ -1,5 +1,6 @@
 //! The machine, driven by hand: every output in order, and then silence.
 
+mod asked;
 mod breaking;
 mod events;
 mod failures;

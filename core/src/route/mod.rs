@@ -5,11 +5,13 @@
 
 mod held;
 mod pick;
+pub(crate) mod prompt;
 mod score;
 mod several;
 
 pub(crate) use held::{Held, Next, Pool, Tried};
 pub use pick::{Candidate, Question, pick};
+pub use prompt::{CHUNK_BYTES, CHUNKS_MAX, Fingerprint};
 pub use score::{Cost, Work, cost};
 pub use several::{AdapterChange, Asked, Change, Echo, Gathering, Narrow};
 
@@ -64,6 +66,8 @@ pub struct RequestMeta<'a> {
     pub stream: bool,
     /// Length of the prompt, in bytes of JSON text; its tokens are estimated from that.
     pub prompt_bytes: u64,
+    /// The prompt, so that others that begin alike can be told.
+    pub prompt: &'a Fingerprint,
     /// When it may be tried elsewhere.
     pub retry: Retry,
     /// When the whole request was there.

@@ -6,12 +6,18 @@
 //! a backend, whose own error is the right answer. JSON in UTF-16 or UTF-32, which Python accepts,
 //! names no model here.
 
+mod prompt;
+mod render;
 mod text;
+mod value;
 
 #[cfg(test)]
 mod tests;
 
+use self::prompt::{Part, Prompt};
 use self::text::{bracket_or_quote, closing_quote, unescape};
+use self::value::Value;
+use crate::route::Fingerprint;
 use alloc::string::String;
 
 /// Names that take more bytes than this in the body are passed over: no backend serves them, and
@@ -69,6 +75,8 @@ pub struct Scan {
     pub previous_response_id: Option<String>,
     /// The adapter that is to be loaded or unloaded.
     pub lora_name: Option<String>,
+    /// The prompt, and what else decides what a backend may have cached of it.
+    pub fingerprint: Fingerprint,
 }
 
 /// Scans a body that is all there.
@@ -77,7 +85,8 @@ pub fn scan(body: &[u8]) -> Scan {
 }
 
 /// Scans a body while it arrives. It keeps positions, not bytes: however the body is cut, a byte
-/// is looked at once, and once more if it belongs to a key or to the name of a model.
+/// is looked at once, and a few times more if it belongs to a key or to what the fingerprint tells:
+/// that part is read again as soon as the message or the value that it is part of is complete.
 #[derive(Debug, Default)]
 pub struct Scanner {
     found: Scan,
@@ -89,8 +98,12 @@ pub struct Scanner {
     at: usize,
     /// Where the key or the value in hand begins, behind the quote of a string.
     start: usize,
-    /// The key of the value in hand.
+    /// The key of the value in hand, and what the value is to the prompt.
     key: Key,
+    part: Option<Part>,
+    prompt: Prompt,
+    /// Where the last bracket within the value's own stands.
+    element: usize,
     /// Open brackets within the value. At most one a byte, so that it cannot overflow.
     depth: usize,
 }
@@ -152,6 +165,7 @@ impl Scanner {
     pub fn finish(mut self, body: &[u8]) -> Scan {
         self.feed(body);
         self.found.pinned = self.kv_transfer || self.background;
+        self.found.fingerprint = self.prompt.finish();
         self.found
     }
 
@@ -217,7 +231,7 @@ impl Scanner {
         self.at = end + 1;
         let raw = body.get(self.start..end).unwrap_or_default();
         if self.state == State::KeyText {
-            self.key = Key::of(raw);
+            (self.key, self.part) = key(raw);
             self.state = State::Colon;
         } else {
             self.value(raw);
@@ -249,13 +263,24 @@ impl Scanner {
             at = next + 1;
             match body.get(next) {
                 Some(b'"') => self.state = State::NestedText,
-                Some(b'{' | b'[') => self.depth += 1,
-                _ => self.depth -= 1,
-            }
-            if self.depth == 0 {
-                self.at = at;
-                self.value(body.get(self.start..at).unwrap_or_default());
-                return true;
+                Some(b'{' | b'[') => {
+                    self.depth += 1;
+                    if self.depth == 2 {
+                        self.element = next;
+                    }
+                }
+                _ => {
+                    self.depth -= 1;
+                    let raw = body.get(self.start..at).unwrap_or_default();
+                    if self.depth == 0 {
+                        self.at = at;
+                        self.value(raw);
+                        return true;
+                    }
+                    if let (1, Some(part)) = (self.depth, self.part) {
+                        self.prompt.arrives(part, raw, self.element - self.start);
+                    }
+                }
             }
         }
         self.at = body.len();
@@ -264,6 +289,15 @@ impl Scanner {
 
     /// The value in hand ended.
     fn value(&mut self, raw: &[u8]) {
+        if let Some(part) = self.part {
+            let value = match (self.state, raw.first()) {
+                (State::Text, _) => Value::Text(raw),
+                (_, Some(b'[')) => Value::Array(raw),
+                (_, Some(b'{')) => Value::Object(raw),
+                _ => Value::Scalar(raw),
+            };
+            self.prompt.value(part, value);
+        }
         let text = self.state == State::Text;
         let scalar = |word: &[u8]| self.state == State::Scalar && raw == word;
         let name = |bytes_max| if text { name(raw, bytes_max) } else { None };
@@ -283,17 +317,19 @@ impl Scanner {
     }
 }
 
-impl Key {
-    fn of(raw: &[u8]) -> Self {
-        if !raw.contains(&b'\\') {
-            return Self::named(raw);
-        }
-        if raw.len() > KEY_BYTES_MAX {
-            return Self::Other;
-        }
-        unescape(raw).map_or(Self::Other, |name| Self::named(name.as_bytes()))
+/// What a key names, and what it is to the prompt.
+fn key(raw: &[u8]) -> (Key, Option<Part>) {
+    let named = |name: &[u8]| (Key::named(name), Part::named(name));
+    if !raw.contains(&b'\\') {
+        return named(raw);
     }
+    if raw.len() > KEY_BYTES_MAX {
+        return (Key::Other, None);
+    }
+    unescape(raw).map_or((Key::Other, None), |name| named(name.as_bytes()))
+}
 
+impl Key {
     fn named(name: &[u8]) -> Self {
         match name {
             b"model" => Self::Model,

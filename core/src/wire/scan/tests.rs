@@ -1,5 +1,8 @@
 //! What is found in a body, however it is cut, by tables and against serde_json.
 
+mod naive;
+mod prompt;
+
 use super::*;
 use alloc::vec::Vec;
 use core::fmt;
@@ -196,22 +199,25 @@ fn linear_however_it_is_cut(#[case] filling: &str, #[case] quotes: usize) {
     assert_eq!(scanner.finish(body.as_bytes()).model.as_deref(), Some("a"));
 }
 
+/// The members of an object in their order, repeated ones too.
+struct Pairs;
+
+impl<'de> Visitor<'de> for Pairs {
+    type Value = Vec<(String, &'de RawValue)>;
+    fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("an object")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut pairs = vec![];
+        while let Some(pair) = map.next_entry()? {
+            pairs.push(pair);
+        }
+        Ok(pairs)
+    }
+}
+
 /// The top level by serde_json; `None` where that is no object or no JSON.
 fn naive(body: &[u8]) -> Option<Scan> {
-    struct Pairs;
-    impl<'de> Visitor<'de> for Pairs {
-        type Value = Vec<(String, &'de RawValue)>;
-        fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-            out.write_str("an object")
-        }
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-            let mut pairs = vec![];
-            while let Some(pair) = map.next_entry()? {
-                pairs.push(pair);
-            }
-            Ok(pairs)
-        }
-    }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let pairs = reader.deserialize_map(Pairs).ok()?;
     reader.end().ok()?;
@@ -234,6 +240,12 @@ fn naive(body: &[u8]) -> Option<Scan> {
         prompt_bytes: prompts.map(|pair| length(pair.1.get()) as u64).sum(),
         pinned: last("kv_transfer_params").is_some_and(|raw| raw != "null")
             || last("background").is_some_and(|raw| raw != "null" && raw != "false"),
+        fingerprint: {
+            let (chunks, bytes) = naive::fingerprint(&pairs)?;
+            let found = scan(body).fingerprint;
+            assert_eq!((found.chunks(), found.bytes()), (&*chunks, bytes));
+            found
+        },
     })
 }
 
