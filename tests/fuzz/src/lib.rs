@@ -27,7 +27,8 @@ use serde_json::Value;
 use vllm_proxy_core::wire::scan::{self, Scanner};
 
 /// Nothing panics, a body cut in three means what the whole one means, and of valid JSON it is what
-/// serde_json finds. The first two bytes say where to cut.
+/// serde_json finds. Its fingerprint is the same however it is spaced and escaped. The first two
+/// bytes say where to cut.
 pub fn scan(data: &[u8]) {
     let [first, second, body @ ..] = data else { return };
     let whole = scan::scan(body);
@@ -39,7 +40,14 @@ pub fn scan(data: &[u8]) {
     pieces.feed(&body[..late]);
     assert_eq!(pieces.finish(body), whole, "cut at {early} and {late}");
 
-    let Ok(Value::Object(object)) = serde_json::from_slice(body) else { return };
+    assert!(whole.fingerprint.chunks().len() as u64 <= whole.fingerprint.bytes() / 512);
+    let Ok(value @ Value::Object(_)) = serde_json::from_slice(body) else { return };
+    let dense = value.to_string();
+    let spaced = serde_json::to_string_pretty(&value).expect("it was JSON");
+    let fingerprint = scan::scan(dense.as_bytes()).fingerprint;
+    assert_eq!(scan::scan(spaced.as_bytes()).fingerprint, fingerprint, "spaced");
+    assert_eq!(scan::scan(escaped(&dense).as_bytes()).fingerprint, fingerprint, "escaped");
+    let Value::Object(object) = value else { return };
     let model = object.get("model").and_then(Value::as_str).filter(|name| !name.is_empty());
     let bounded = model.is_none_or(|name| name.len() < 8 * 1024);
     assert!(!bounded || whole.model.as_deref() == model, "{:?}, not {model:?}", whole.model);
@@ -47,6 +55,20 @@ pub fn scan(data: &[u8]) {
     let background = object.get("background").is_some_and(|it| !it.is_null() && it != false);
     let kv = object.get("kv_transfer_params").is_some_and(|it| !it.is_null());
     assert_eq!(whole.pinned, background || kv);
+}
+
+/// The same JSON in ASCII.
+fn escaped(json: &str) -> String {
+    let mut ascii = String::new();
+    for character in json.chars() {
+        if character.is_ascii() {
+            ascii.push(character);
+        } else {
+            let units = &mut [0; 2];
+            ascii.extend(character.encode_utf16(units).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    ascii
 }
 
 #[cfg(test)]
