@@ -27,6 +27,7 @@ const OPTIONS: &[(&str, &str, &str, &str)] = &[
     ("--default-model", "VLLM_PXY_DEFAULT_MODEL", "m", "\n"),
     ("--max-body", "VLLM_PXY_MAX_BODY", "1GiB", "1GB"),
     ("--body-memory", "VLLM_PXY_BODY_MEMORY", "1KiB", "-1"),
+    ("--index-memory", "VLLM_PXY_INDEX_MEMORY", "1MiB", "much"),
     ("--drain-grace", "VLLM_PXY_DRAIN_GRACE", "0", "-1"),
     ("--drain-timeout", "VLLM_PXY_DRAIN_TIMEOUT", "0.5", "1m"),
 ];

@@ -15,6 +15,9 @@ pub enum Policy {
     LeastLoad,
     /// Each in turn.
     RoundRobin,
+    /// As [`LeastLoad`](Self::LeastLoad), but what a backend is believed to have cached of the
+    /// prompt is no work.
+    CacheAware,
 }
 
 /// What the [`Engine`](crate::engine::Engine) needs to know.
@@ -31,6 +34,8 @@ pub struct Config {
     pub body_memory: u64,
     /// Numbers of the upstreams that accept model names they do not list.
     pub forward_unknown: Vec<u16>,
+    /// The budget of the prefix index, in bytes; 0 where no policy asks it.
+    pub index_memory: usize,
 }
 
 /// The limits of one [`Exchange`](crate::exchange::Exchange). The defaults are the documented ones.
@@ -63,6 +68,9 @@ pub struct Limits {
     /// still read and dropped, so that a reset does not destroy the answer on its way (RFC 9112
     /// section 9.6).
     pub linger: Duration,
+    /// Whether prompts are told apart by what they begin with: costs up to a microsecond a
+    /// kilobyte, for a policy that asks for it.
+    pub fingerprints: bool,
     /// Microseconds from the Unix epoch to [`Instant::START`](crate::time::Instant::START): for
     /// the `date` of our own answers only.
     pub epoch_micros: u64,
@@ -83,6 +91,7 @@ impl Default for Limits {
             write_timeout: Duration::from_secs(60),
             connect_timeout: Duration::from_secs(5),
             linger: Duration::from_secs(2),
+            fingerprints: false,
             epoch_micros: 0,
         }
     }

@@ -9,7 +9,7 @@ mod several;
 mod tests;
 
 use crate::config::Config;
-use crate::fleet::{BackendId, BackendSpec, Fleet};
+use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex};
 use crate::route::{
     Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Pool, Reason, Refusal, RequestMeta,
     Share, Ticket, Who,
@@ -20,6 +20,7 @@ use crate::wire::probe::{Probe, ProbeError};
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use log::debug;
 
 /// How soon a request that waits for knowledge asks again. Far below what a person or a health
@@ -77,15 +78,22 @@ pub struct Engine {
     body_bytes: u64,
     /// Whether a request holds the overdraft.
     overdrawn: bool,
+    /// Room for a question to the prefix index, and for what an answer of its would tell others.
+    matches: Matches,
+    told: Vec<u64>,
     draining: bool,
 }
 
 impl Engine {
     /// An engine without backends. The same seed and the same calls give the same decisions.
     pub fn new(config: Config, seed: u64, _now: Instant) -> Self {
+        let fleet = Fleet::new(seed, config.index_memory);
+        let matches = fleet.index.as_ref().map_or_else(Matches::default, PrefixIndex::scratch);
         Self {
             config,
-            fleet: Fleet::new(seed),
+            fleet,
+            matches,
+            told: Vec::new(),
             tickets: BTreeMap::new(),
             next_ticket: 0,
             next_dispatch: 0,

@@ -220,10 +220,11 @@ pub(crate) struct ServerArgs {
     #[arg(short, long, help_heading = "Listening", allow_negative_numbers = true)]
     pub(crate) port: Vec<OsString>,
 
-    /// How a backend is chosen: least-load or round-robin
+    /// How a backend is chosen: least-load, cache-aware or round-robin
     ///
-    /// least-load takes the one with the least work in hand among those that serve the model,
-    /// round-robin each in turn.
+    /// least-load takes the one with the least work in hand among those that serve the model.
+    /// cache-aware does so, too, and does not count as work what a backend has probably cached of
+    /// the prompt, by what this proxy has sent there. round-robin takes each in turn.
     ///
     /// [variable: VLLM_PXY_POLICY] [default: least-load]
     #[arg(long, help_heading = "Choosing backends")]
@@ -243,6 +244,20 @@ pub(crate) struct ServerArgs {
     /// [variable: VLLM_PXY_FORWARD_UNKNOWN, separated by commas or spaces]
     #[arg(long, value_name = "URL", help_heading = "Choosing backends")]
     pub(crate) forward_unknown: Vec<OsString>,
+
+    /// Memory for what backends have cached, under --policy cache-aware
+    ///
+    /// Bytes, or a number with KiB, MiB or GiB; taken at the start. A megabyte has room for some
+    /// 45,000 pieces of 128 tokens.
+    ///
+    /// [variable: VLLM_PXY_INDEX_MEMORY] [default: 64MiB]
+    #[arg(
+        long,
+        value_name = "BYTES",
+        help_heading = "Choosing backends",
+        allow_negative_numbers = true
+    )]
+    pub(crate) index_memory: Vec<OsString>,
 
     /// Largest request body; a larger one gets 413
     ///

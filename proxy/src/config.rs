@@ -47,6 +47,8 @@ pub(crate) struct Server {
     pub(crate) default_model: Option<String>,
     /// Places in `upstreams` of those that accept model names they do not list.
     pub(crate) forward_unknown: Vec<u16>,
+    /// The budget of the prefix index, in bytes.
+    pub(crate) index_memory: u64,
     pub(crate) max_body: u64,
     /// `None`: a share of the machine's memory.
     pub(crate) body_memory: Option<u64>,
@@ -81,6 +83,7 @@ impl Runtime {
 
 pub(crate) const fn policy_name(policy: Policy) -> &'static str {
     match policy {
+        Policy::CacheAware => "cache-aware",
         Policy::LeastLoad => "least-load",
         Policy::RoundRobin => "round-robin",
     }
@@ -160,6 +163,9 @@ fn everything(
         threads: read.value(&args.threads, THREADS, &values::threads)?,
         policy: read.value(&args.policy, POLICY, &policy)?.unwrap_or_default(),
         default_model: read.value(&args.default_model, DEFAULT_MODEL, &values::model)?,
+        index_memory: read
+            .value(&args.index_memory, INDEX_MEMORY, &values::size)?
+            .unwrap_or(64 << 20),
         max_body: read.value(&args.max_body, MAX_BODY, &values::size)?.unwrap_or(256 << 20),
         body_memory: read.value(&args.body_memory, BODY_MEMORY, &values::size)?,
         drain_grace: grace.unwrap_or(Duration::from_secs(5)),
@@ -183,6 +189,7 @@ const THREADS: Names = ("--threads", "VLLM_PXY_THREADS");
 const POLICY: Names = ("--policy", "VLLM_PXY_POLICY");
 const DEFAULT_MODEL: Names = ("--default-model", "VLLM_PXY_DEFAULT_MODEL");
 const FORWARD_UNKNOWN: Names = ("--forward-unknown", "VLLM_PXY_FORWARD_UNKNOWN");
+const INDEX_MEMORY: Names = ("--index-memory", "VLLM_PXY_INDEX_MEMORY");
 const MAX_BODY: Names = ("--max-body", "VLLM_PXY_MAX_BODY");
 const BODY_MEMORY: Names = ("--body-memory", "VLLM_PXY_BODY_MEMORY");
 const DRAIN_GRACE: Names = ("--drain-grace", "VLLM_PXY_DRAIN_GRACE");
@@ -288,10 +295,10 @@ fn runtime(text: &str) -> Result<Runtime, Invalid> {
 }
 
 fn policy(text: &str) -> Result<Policy, Invalid> {
-    [Policy::LeastLoad, Policy::RoundRobin]
+    [Policy::CacheAware, Policy::LeastLoad, Policy::RoundRobin]
         .into_iter()
         .find(|policy| policy_name(*policy) == text)
-        .ok_or_else(|| Invalid::expected("least-load or round-robin"))
+        .ok_or_else(|| Invalid::expected("cache-aware, least-load or round-robin"))
 }
 
 /// What can stand in a header.

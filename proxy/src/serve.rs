@@ -14,7 +14,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Instant as SystemInstant, SystemTime};
 use std::{io, process, thread};
-use vllm_proxy_core::config::{Config, Limits};
+use vllm_proxy_core::config::{Config, Limits, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Lend};
 
 /// Serves until a signal stops it. The error is one line, without what the log has said.
@@ -35,10 +35,16 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         upstreams: u16::try_from(upstreams.len()).unwrap_or(u16::MAX),
         body_memory,
         forward_unknown: std::mem::take(&mut server.forward_unknown),
+        index_memory: if server.policy == Policy::CacheAware {
+            usize::try_from(server.index_memory).unwrap_or(usize::MAX)
+        } else {
+            0
+        },
     };
     let limits = Limits {
         body_bytes_max: server.max_body,
         http_timeout: globals.http_timeout,
+        fingerprints: server.policy == Policy::CacheAware,
         epoch_micros: u64::try_from(epoch.as_micros()).unwrap_or_default(),
         ..Limits::default()
     };

@@ -3,10 +3,11 @@
 //! Knows the fleet and the policy; what a choice costs is told by [`route`](crate::route).
 
 use super::{Engine, later};
+use crate::config::Policy;
 use crate::fleet::{Backend, BackendId};
 use crate::route::{
-    Candidate, Decision, Doubt, Held, Pool, Question, Reason, Refusal, RequestMeta, Retry, Route,
-    Ticket, Tried, Who, Work, pick,
+    CHUNK_BYTES, Candidate, Decision, Doubt, Held, Pool, Question, Reason, Refusal, RequestMeta,
+    Retry, Route, Ticket, Tried, Who, Work, pick,
 };
 use crate::time::Instant;
 use crate::wire::answers::Answer;
@@ -15,7 +16,15 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use log::debug;
 
+/// Tokens believed to be in a chunk of a prompt's text.
+const CHUNK_TOKENS: i64 = CHUNK_BYTES as i64 / 4;
+
 impl Engine {
+    /// Whether the policy asks what prompts have in common.
+    const fn index_wanted(&self) -> bool {
+        matches!(self.config.policy, Policy::CacheAware) && self.fleet.index.is_some()
+    }
+
     /// Asks who of a model's backends takes a request, or why none does.
     pub(super) fn forward(
         &mut self,
@@ -179,6 +188,11 @@ impl Engine {
             delivered: 0,
             pool,
             work: Work::of_prompt(request.prompt_bytes),
+            chunks: if self.index_wanted() {
+                request.prompt.chunks().into()
+            } else {
+                Arc::default()
+            },
             stream: request.stream,
             retry: request.retry,
             fresh: false,
@@ -192,16 +206,36 @@ impl Engine {
     /// Sends a request to the best backend that it was not sent to yet.
     pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
         let (tried, work, policy) = (held.tried, held.work, self.config.policy);
-        let question = |last| Question { policy, work, request: id, last };
+        // Equal prompts rotate alike, so that the next one finds what the last one left.
+        let turn = held.chunks.first().copied().unwrap_or(id);
+        let question = |last| Question { policy, work, request: turn, last };
         let untried = |id: &BackendId| !tried.contains(*id);
         let (backend, reason) = match &mut held.pool {
             Pool::Model(model) => {
+                if let Some(index) = &self.fleet.index {
+                    index.matches(&held.chunks, &mut self.matches);
+                }
+                let matches = &self.matches;
+                let cached = |backend: &Backend| {
+                    let slot = backend.slot.filter(|_| !held.chunks.is_empty());
+                    slot.map_or(0, |slot| matches.at(slot) as i64 * CHUNK_TOKENS * 1_000)
+                };
                 let (_, model, mut backends) = self.fleet.model(model)?;
                 let holders = model.holders.iter().copied().filter(untried);
-                let candidates = holders.filter_map(|id| candidate(backends.find(id)?, now));
-                let chosen = pick(question(model.turn), candidates)?;
-                model.turn = Some(chosen.0);
-                chosen
+                let candidates = holders.filter_map(|id| {
+                    let fresh = backends.fresh(id, now);
+                    let backend = backends.find(id)?;
+                    let cached = cached(backend);
+                    Some(Candidate { cached, fresh, ..candidate(backend, now)? })
+                });
+                let (chosen, mut reason) = pick(question(model.turn), candidates)?;
+                model.turn = Some(chosen);
+                let cached = backends.find(chosen).map_or(0, |backend| cached(backend));
+                held.work = held.work.with_cached(cached);
+                if cached > 0 && reason == Reason::LeastWork {
+                    reason = Reason::Cached;
+                }
+                (chosen, reason)
             }
             Pool::Search { model, owner, from } => {
                 let among: Vec<BackendId> = match model {
@@ -250,6 +284,11 @@ impl Engine {
         reason: Reason,
         now: Instant,
     ) -> Option<Route> {
+        // A prompt that is being computed counts as cached: whoever comes next waits behind it.
+        if let Some(index) = &mut self.fleet.index {
+            index.insert(held.backend, &held.chunks, CHUNK_TOKENS as u32, now, &mut self.told);
+            self.told.clear();
+        }
         let backend = self.fleet.backend_mut(held.backend)?;
         let dispatch = self.next_dispatch;
         self.next_dispatch += 1;
@@ -281,5 +320,7 @@ fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
         backend: backend.id,
         reluctance: u8::from(!backend.is_up()) + 2 * u8::from(backend.rests()),
         in_hand: backend.load.standing(now),
+        cached: 0,
+        fresh: 0,
     })
 }

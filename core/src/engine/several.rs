@@ -127,8 +127,10 @@ impl Engine {
         match change {
             Change::Rest => backend.rest.doubt(),
             Change::Adapters => self.fleet.doubt_list(id),
-            Change::Cache => return info!(backend:% = id; "prefix cache cleared"),
-            Change::Weights => return info!(backend:% = id; "weights changed"),
+            Change::Cache | Change::Weights => {
+                self.fleet.index.iter_mut().for_each(|index| index.wipe(id));
+                return info!(backend:% = id, change:?; "what it had cached is gone");
+            }
         }
         self.fleet.changed(id, now);
     }

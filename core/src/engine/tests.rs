@@ -1,6 +1,7 @@
 //! The engine as its callers see it, one file a subject.
 
 mod accounting;
+mod caching;
 mod knowledge;
 mod membership;
 mod realtime;

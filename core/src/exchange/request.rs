@@ -18,7 +18,7 @@ use crate::wire::forward;
 use crate::wire::head::{HeadEnd, RequestError, header_room, parse_request};
 use crate::wire::merge::Merge;
 use crate::wire::routes::{self, About, ModelAt, Rule};
-use crate::wire::scan::Scan;
+use crate::wire::scan::{Scan, Scanner};
 use crate::wire::target::parameter;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
@@ -300,6 +300,9 @@ impl Exchange {
         }
         (request.rule, request.name) = (Some(rule), name);
         let header = |name| forward::header(head.headers, name);
+        if !self.limits.fingerprints {
+            request.scanner = BodyScanner::Json(Scanner::plain());
+        }
         match rule.model {
             ModelAt::Form => {
                 let boundary = header("content-type").and_then(form::boundary);

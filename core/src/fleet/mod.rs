@@ -102,6 +102,8 @@ pub(crate) struct Backend {
     pub(crate) load: Load,
     /// What became of the requests it was sent.
     pub(crate) counts: Counts,
+    /// Its place in the prefix index.
+    pub(crate) slot: Option<Slot>,
     /// No upstream resolves to it any more: it gets no more requests, and is forgotten once those
     /// it has are settled.
     leaving: bool,
@@ -122,6 +124,7 @@ impl Backend {
             rest: Rest::default(),
             load: Load::default(),
             counts: Counts::default(),
+            slot: None,
             leaving: false,
         }
     }
@@ -179,6 +182,8 @@ pub(crate) struct Fleet {
     discovered: bool,
     pub(crate) owners: Owners,
     pub(crate) adapters: Adapters,
+    /// Who has cached what, if the policy asks.
+    pub(crate) index: Option<PrefixIndex>,
     rng: Rng,
     to_probe: VecDeque<BackendId>,
     to_forget: VecDeque<BackendId>,
@@ -195,8 +200,8 @@ struct Found<'a> {
 }
 
 impl Fleet {
-    /// A fleet of nobody.
-    pub(crate) fn new(seed: u64) -> Self {
+    /// A fleet of nobody, with a prefix index of so many bytes, or none.
+    pub(crate) fn new(seed: u64, index_bytes: usize) -> Self {
         Self {
             backends: Vec::new(),
             next: 0,
@@ -207,6 +212,7 @@ impl Fleet {
             discovered: false,
             owners: Owners::default(),
             adapters: Adapters::default(),
+            index: (index_bytes > 0).then(|| PrefixIndex::new(index_bytes, seed)),
             rng: Rng::new(seed),
             to_probe: VecDeque::new(),
             to_forget: VecDeque::new(),
@@ -226,7 +232,8 @@ impl Fleet {
     /// A model by its name, with what choosing one of its backends needs.
     pub(crate) fn model(&mut self, name: &str) -> Option<(Arc<str>, &mut Model, Backends<'_>)> {
         let (name, model) = self.names.find(name)?;
-        Some((name, model, Backends(&mut self.backends)))
+        let index = self.index.as_ref();
+        Some((name, model, Backends { backends: &mut self.backends, index }))
     }
 
     /// The whole list of backends, as the upstreams' names resolve now.
@@ -263,7 +270,8 @@ impl Fleet {
                 let address = &found.spec.address;
                 warn!(address:%; "upstreams of one address are one backend, whatever their prefix");
             }
-            let backend = Backend::new(BackendId(self.next), found, now);
+            let mut backend = Backend::new(BackendId(self.next), found, now);
+            backend.slot = self.index.as_mut().and_then(|index| index.join(backend.id));
             self.next += 1;
             info!(backend:% = backend.id, address:% = backend.spec.address; "backend discovered");
             self.rounds.join(backend.id);
@@ -297,10 +305,15 @@ impl Fleet {
             if before == State::Down || probe.version.is_some() {
                 backend.version = probe.version;
             }
+            let rested = backend.rests();
             if before == State::Down {
                 backend.rest = Rest::default();
             }
             backend.rest.heard(probe.rests);
+            // A new process has cached nothing, and one that sleeps has given it up.
+            if before == State::Down || (backend.rests() && !rested) {
+                self.index.iter_mut().for_each(|index| index.wipe(id));
+            }
             backend.keyed = probe.keyed.unwrap_or(backend.keyed);
             if let Some(cards) = probe.models {
                 self.list(id, cards);
@@ -398,6 +411,7 @@ impl Fleet {
             self.names.remove(&card.id, backend.id, Lost::Left);
         }
         let id = backend.id;
+        self.index.iter_mut().for_each(|index| index.leave(id));
         self.to_probe.retain(|&queued| queued != id);
         self.rounds.answered(id, now);
     }
@@ -440,11 +454,19 @@ impl Counts {
 }
 
 /// The backends alone, lent while a model is.
-pub(crate) struct Backends<'a>(&'a mut Vec<Backend>);
+pub(crate) struct Backends<'a> {
+    backends: &'a mut Vec<Backend>,
+    index: Option<&'a PrefixIndex>,
+}
 
 impl Backends<'_> {
     pub(crate) fn find(&mut self, id: BackendId) -> Option<&mut Backend> {
-        find(self.0, id)
+        find(self.backends, id)
+    }
+
+    /// Tokens that a backend has lately computed for the first time.
+    pub(crate) fn fresh(&self, id: BackendId, now: Instant) -> u64 {
+        self.index.map_or(0, |index| index.fresh(id, now))
     }
 }
 

@@ -50,6 +50,8 @@ pub(crate) struct Held {
     pub(crate) backend: BackendId,
     pub(crate) pool: Pool,
     pub(crate) work: Work,
+    /// What its prompt begins with, chunk by chunk, if the policy asks for it.
+    pub(crate) chunks: Arc<[u64]>,
     pub(crate) stream: bool,
     pub(crate) retry: Retry,
     /// This attempt's number among all attempts: queues are in this order.
@@ -152,6 +154,7 @@ mod tests {
             backend: BackendId(0),
             pool: Pool::Model(Arc::from("m")),
             work: Work::of_prompt(0),
+            chunks: Arc::default(),
             stream: true,
             retry,
             dispatch: 0,

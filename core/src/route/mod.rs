@@ -160,6 +160,8 @@ pub enum Reason {
     Only,
     /// It had the least work in hand.
     LeastWork,
+    /// It had the least work in hand, with what it has cached of the prompt.
+    Cached,
     /// It was its turn.
     Turn,
     /// The same one again: an idle connection to it had died.
@@ -176,6 +178,7 @@ impl Reason {
         match self {
             Self::Only => "only",
             Self::LeastWork => "least-work",
+            Self::Cached => "cached",
             Self::Turn => "turn",
             Self::Stale => "stale",
             Self::Owner => "owner",

@@ -16,6 +16,10 @@ pub struct Candidate {
     pub reluctance: u8,
     /// What it has in hand.
     pub in_hand: Standing,
+    /// Prompt tokens that it is believed to have cached, in thousandths.
+    pub cached: i64,
+    /// Prompt tokens that it has lately computed for the first time.
+    pub fresh: u64,
 }
 
 /// What the choice depends on, besides the candidates.
@@ -45,11 +49,8 @@ pub fn pick(
         among += usize::from(one.reluctance == least);
     });
     let chosen = match question.policy {
-        Policy::LeastLoad => candidates
-            .map(|one| {
-                let cost = cost(question.work, question.request, one.backend, one.in_hand);
-                (one.reluctance, cost)
-            })
+        Policy::LeastLoad | Policy::CacheAware => candidates
+            .map(|one| (one.reluctance, cost(question.work, question.request, &one)))
             .min()
             .map(|(_, cost)| cost.backend),
         // The next after the last one, by id; past the end, the first.
@@ -62,8 +63,8 @@ pub fn pick(
             .map(|(_, _, backend)| backend),
     };
     let reason = match question.policy {
-        Policy::LeastLoad | Policy::RoundRobin if among <= 1 => Reason::Only,
-        Policy::LeastLoad => Reason::LeastWork,
+        Policy::LeastLoad | Policy::CacheAware | Policy::RoundRobin if among <= 1 => Reason::Only,
+        Policy::LeastLoad | Policy::CacheAware => Reason::LeastWork,
         Policy::RoundRobin => Reason::Turn,
     };
     Some((chosen?, reason))
@@ -82,6 +83,8 @@ mod tests {
             backend: BackendId(id),
             reluctance: 0,
             in_hand: Standing { queued, resident: 0, in_flight },
+            cached: 0,
+            fresh: 0,
         });
         let forwards = pick(question, candidates.clone());
         // The order of the candidates never matters.
@@ -105,6 +108,8 @@ mod tests {
             backend: BackendId(id),
             reluctance,
             in_hand: Standing { queued: i64::from(id) * 1_000, resident: 0, in_flight: 0 },
+            cached: 0,
+            fresh: 0,
         });
         assert_eq!(pick(question, candidates.clone()), Some((BackendId(chosen), reason)));
         assert_eq!(pick(question, candidates.rev()), Some((BackendId(chosen), reason)));
@@ -163,7 +168,13 @@ mod tests {
         let question = Question { policy, work, request: 0, last: None };
         let in_hand = Standing::default();
         let all: Vec<_> = (0..count)
-            .map(|id| Candidate { backend: BackendId(id), reluctance: 0, in_hand })
+            .map(|id| Candidate {
+                backend: BackendId(id),
+                reluctance: 0,
+                in_hand,
+                cached: 0,
+                fresh: 0,
+            })
             .collect();
         assert_eq!(pick(question, all.into_iter()).map(|(_, reason)| reason), Some(reason));
     }

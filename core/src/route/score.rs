@@ -6,8 +6,9 @@
 //! traces by simulation; the optimum is flat (mu 0.03-0.2, resident 0.01-0.03, request 0-200 are
 //! all within 4 %).
 
-use crate::fleet::{BackendId, Standing};
+use crate::fleet::BackendId;
 use crate::rng::mix;
+use crate::route::Candidate;
 
 /// Bytes of JSON text a token, in thousandths: 4.0, until a model's answers tell better.
 const BYTES_PER_TOKEN_MILLI: u64 = 4_000;
@@ -22,6 +23,9 @@ const DELAY: i64 = 100;
 const RESIDENT: i64 = 20;
 /// What a request in flight costs, in thousandths of a token.
 const REQUEST: i64 = 100_000;
+/// eps: what a token costs that was lately computed there for the first time, in thousandths of
+/// a token: caches fill evenly. The least of all such sums is in every cost, and changes no order.
+const FRESH: i64 = 3;
 
 /// What a request brings, in thousandths of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,11 @@ pub struct Work {
 }
 
 impl Work {
+    /// The same where so much of the prompt is cached, in thousandths of a token.
+    pub fn with_cached(self, cached: i64) -> Self {
+        Self { uncached: self.prompt.saturating_sub(cached).max(UNCACHED_MIN), ..self }
+    }
+
     /// Estimates a prompt by the length of its text.
     pub fn of_prompt(bytes: u64) -> Self {
         let tokens = u128::from(bytes) * 1_000_000 / u128::from(BYTES_PER_TOKEN_MILLI);
@@ -49,6 +58,8 @@ pub struct Cost {
     pub work: i64,
     /// Requests in flight there.
     pub in_flight: u32,
+    /// Prompt tokens lately computed there for the first time.
+    pub fresh: u64,
     /// A hash of the request and the backend: rendezvous, so that another backend more or less
     /// moves no tie between the others.
     pub turn: u64,
@@ -56,24 +67,32 @@ pub struct Cost {
     pub backend: BackendId,
 }
 
-/// What it costs to send the request numbered `request` to a backend that has this in hand.
-pub fn cost(work: Work, request: u64, backend: BackendId, in_hand: Standing) -> Cost {
+/// What it costs to send the request numbered `request` to a candidate.
+pub fn cost(work: Work, request: u64, candidate: &Candidate) -> Cost {
+    let Candidate { backend, in_hand, cached, fresh, .. } = *candidate;
+    let uncached = work.with_cached(cached).uncached;
     let requests = i64::from(in_hand.in_flight);
-    let delay = work.uncached.saturating_mul(DELAY.saturating_mul(requests)) / 1_000;
+    let delay = uncached.saturating_mul(DELAY.saturating_mul(requests)) / 1_000;
     let sum = in_hand
         .queued
-        .saturating_add(work.uncached)
+        .saturating_add(uncached)
         .saturating_add(delay)
         .saturating_add(in_hand.resident.saturating_mul(RESIDENT) / 1_000)
-        .saturating_add(REQUEST.saturating_mul(requests));
+        .saturating_add(REQUEST.saturating_mul(requests))
+        .saturating_add(i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH));
     let turn = mix(mix(request).wrapping_add(u64::from(backend.0)));
-    Cost { work: sum, in_flight: in_hand.in_flight, turn, backend }
+    Cost { work: sum, in_flight: in_hand.in_flight, fresh, turn, backend }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fleet::Standing;
     use rstest::rstest;
+
+    fn candidate(backend: u32, in_hand: Standing, cached: i64, fresh: u64) -> Candidate {
+        Candidate { backend: BackendId(backend), reluctance: 0, in_hand, cached, fresh }
+    }
 
     #[rstest]
     #[case::nothing(0, 16_000, 0)]
@@ -101,14 +120,26 @@ mod tests {
     ) {
         let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
         let in_hand = Standing { queued, resident, in_flight };
-        assert_eq!(cost(work, 0, BackendId(0), in_hand).work, expected);
+        assert_eq!(cost(work, 0, &candidate(0, in_hand, 0, 0)).work, expected);
+    }
+
+    #[rstest]
+    #[case::nothing(0, 0, 1_000_000)]
+    #[case::half(500_000, 0, 500_000)]
+    #[case::all(1_000_000, 0, 16_000)]
+    #[case::more_than_all(9_000_000, 0, 16_000)]
+    #[case::lately_computed(0, 1_000, 1_003_000)]
+    fn what_is_cached_is_no_work(#[case] cached: i64, #[case] fresh: u64, #[case] expected: i64) {
+        let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
+        let one = candidate(0, Standing::default(), cached, fresh);
+        assert_eq!(cost(work, 0, &one).work, expected);
     }
 
     #[test]
     fn nothing_overflows() {
         let work = Work { uncached: i64::MAX, prompt: i64::MAX };
         let in_hand = Standing { queued: i64::MAX, resident: i64::MAX, in_flight: u32::MAX };
-        assert_eq!(cost(work, u64::MAX, BackendId(u32::MAX), in_hand).work, i64::MAX);
+        assert_eq!(cost(work, u64::MAX, &candidate(u32::MAX, in_hand, 0, u64::MAX)).work, i64::MAX);
     }
 
     #[test]
@@ -116,6 +147,7 @@ mod tests {
         let rank = |work, in_flight, turn, backend| Cost {
             work,
             in_flight,
+            fresh: 0,
             turn,
             backend: BackendId(backend),
         };

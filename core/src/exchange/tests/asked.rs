@@ -13,7 +13,8 @@ use std::string::String;
 /// The fingerprint that is asked about, of a request that comes in pieces of this many bytes.
 fn asked(request: &str, piece: usize) -> Fingerprint {
     let now = Instant::START;
-    let mut exchange = Exchange::new(Arc::new(Limits::default()), now);
+    let limits = Limits { fingerprints: true, ..Limits::default() };
+    let mut exchange = Exchange::new(Arc::new(limits), now);
     for bytes in request.as_bytes().chunks(piece) {
         exchange.handle(Input::Received(Side::Client, bytes), now);
         while let Some(output) = exchange.poll_output() {
