@@ -1,4 +1,5 @@
-//! The world around vLLM Proxy, simulated: for its tests, its mock and its demo.
+//! The world around vLLM Proxy, simulated: for its tests, its mock, its demo and for comparing
+//! policies.
 //!
 //! Invariant: no I/O, no clock and no chance of its own. Whoever uses this crate says what time it
 //! is and gives a seed; same seed, same world.
@@ -7,4 +8,6 @@
 #![warn(missing_docs)]
 
 pub mod faults;
+mod map;
 pub mod reply;
+pub mod vllm;
