@@ -10,4 +10,5 @@
 pub mod faults;
 mod map;
 pub mod reply;
+pub mod trace;
 pub mod vllm;
