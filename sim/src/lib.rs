@@ -7,8 +7,11 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod checks;
 pub mod faults;
 mod map;
+pub mod policies;
 pub mod reply;
 pub mod trace;
 pub mod vllm;
+pub mod world;

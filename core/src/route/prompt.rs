@@ -33,6 +33,11 @@ impl Fingerprint {
         Self { chunks: Vec::new(), bytes: 0 }
     }
 
+    /// Of a prompt that was never text: hashes of its chunks, each of a chunk and all before it.
+    pub fn of_chunks(chunks: Vec<u64>, bytes: u64) -> Self {
+        Self { chunks, bytes }
+    }
+
     /// The hash of each whole chunk and of all that precedes it; at most [`CHUNKS_MAX`].
     pub fn chunks(&self) -> &[u64] {
         &self.chunks

@@ -1,0 +1,324 @@
+//! The score of this proxy, once more and plainly: marginal work in thousandths of a token.
+//!
+//! To hold the engine's own implementation against, decision by decision, and to try weights. Its
+//! index is exact and has no limit of memory; it does not know other proxies.
+
+use super::index::Index;
+use super::{Candidate, Policy, fingerprint};
+use crate::vllm::Usage;
+use crate::world::Ask;
+use std::collections::{BTreeMap, BTreeSet};
+use vllm_proxy_core::rng::mix;
+use vllm_proxy_core::time::{Duration, Instant};
+
+/// Nanoseconds a token before anything is learned: 8,000 tokens/s, half of an H100's peak, since
+/// prefill shares its steps with decode.
+const PACE: i64 = 125_000;
+/// Bytes a token in thousandths before anything is learned.
+const TOKEN_BYTES: i64 = 4_000;
+/// Tokens that each request costs at least, in thousandths.
+const UNCACHED_MIN: i64 = 16_000;
+/// Only prompts with more thousandths of tokens to compute tell how fast a server is.
+const PACE_SAMPLE_MIN: i64 = 2_000_000;
+/// After so long tokens inserted count half: 60 s to fall to 1/e.
+const HALF_LIFE: Duration = Duration::from_secs(42);
+/// Tokens of a KV cache of which nothing is known.
+const KV_TOKENS: u64 = 400_000;
+
+/// The constants of the score.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights {
+    /// How much of its prefill each request in flight suffers, in thousandths.
+    pub delay: i64,
+    /// What a resident prompt token costs, in thousandths of a token.
+    pub resident: i64,
+    /// What a request in flight costs, in thousandths of a token.
+    pub request: i64,
+    /// What a token inserted lately costs, in thousandths of a token.
+    pub inserted: i64,
+    /// Tokens that the index believes to fit, in per cent of the KV cache.
+    pub capacity_percent: u64,
+    /// Whether `cached_tokens` of answers correct that.
+    pub feedback: bool,
+}
+
+impl Default for Weights {
+    fn default() -> Self {
+        Self {
+            delay: 100,
+            resident: 20,
+            request: 100_000,
+            inserted: 3,
+            capacity_percent: 125,
+            feedback: true,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Backend {
+    in_flight: i64,
+    resident: i64,
+    queued: i64,
+    /// Without a first token, by the number of their dispatch.
+    pending: BTreeMap<u64, Prefill>,
+    /// When prompts whose first token nobody sees are believed to be over.
+    predicted: BTreeSet<(Instant, u64)>,
+    last_first: Instant,
+    /// Tokens inserted lately, in thousandths, and when they were halved last.
+    inserted: i64,
+    halved: Instant,
+    /// Nanoseconds a token.
+    pace: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Prefill {
+    uncached: i64,
+    sent: Instant,
+    predicted: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Held {
+    server: usize,
+    dispatch: u64,
+    prompt: i64,
+    bytes: u64,
+    /// Tokens that the index promised.
+    promised: u64,
+}
+
+/// One proxy's view of all servers.
+#[derive(Debug)]
+pub struct Reference {
+    weights: Weights,
+    backends: Vec<Backend>,
+    index: Index,
+    requests: BTreeMap<u64, Held>,
+    dispatches: u64,
+    /// Bytes a token, in thousandths.
+    token_bytes: i64,
+    chunks: Vec<u64>,
+    seed: u64,
+}
+
+impl Backend {
+    const fn new() -> Self {
+        Self {
+            in_flight: 0,
+            resident: 0,
+            queued: 0,
+            pending: BTreeMap::new(),
+            predicted: BTreeSet::new(),
+            last_first: Instant::START,
+            inserted: 0,
+            halved: Instant::START,
+            pace: PACE,
+        }
+    }
+
+    /// Uncached tokens in its queue, less the progress of the first.
+    fn queue(&mut self, now: Instant) -> i64 {
+        while let Some(&(at, dispatch)) = self.predicted.first()
+            && at <= now
+        {
+            self.leave(dispatch);
+            self.last_first = self.last_first.max(at);
+        }
+        let done = self.pending.first_key_value().map_or(0, |(_, head)| {
+            let time = now.since(head.sent.max(self.last_first)).as_micros() as i64;
+            (time.saturating_mul(1_000_000) / self.pace).min(head.uncached / 10 * 9)
+        });
+        self.queued - done
+    }
+
+    fn leave(&mut self, dispatch: u64) -> Option<Prefill> {
+        let prefill = self.pending.remove(&dispatch)?;
+        self.queued -= prefill.uncached;
+        if let Some(at) = prefill.predicted {
+            self.predicted.remove(&(at, dispatch));
+        }
+        Some(prefill)
+    }
+
+    fn lately(&mut self, now: Instant) -> i64 {
+        while now.since(self.halved) >= HALF_LIFE {
+            self.inserted /= 2;
+            self.halved = self.halved + HALF_LIFE;
+        }
+        self.inserted
+    }
+}
+
+impl Reference {
+    /// A proxy that knows nothing yet.
+    pub fn new(weights: Weights, seed: u64) -> Self {
+        Self {
+            weights,
+            backends: Vec::new(),
+            index: Index::default(),
+            requests: BTreeMap::new(),
+            dispatches: 0,
+            token_bytes: TOKEN_BYTES,
+            chunks: Vec::new(),
+            seed,
+        }
+    }
+
+    /// Whether nothing is in hand, in none of its counts.
+    pub fn is_idle(&self) -> bool {
+        let idle = |one: &Backend| {
+            let sums = [one.in_flight, one.resident, one.queued];
+            sums == [0; 3] && one.pending.is_empty() && one.predicted.is_empty()
+        };
+        self.requests.is_empty() && self.backends.iter().all(idle)
+    }
+
+    /// Thousandths of tokens of so many bytes.
+    fn estimate(&self, bytes: u64) -> i64 {
+        i64::try_from(bytes).unwrap_or(i64::MAX).saturating_mul(1_000_000) / self.token_bytes
+    }
+
+    fn chunk_tokens(&self) -> i64 {
+        self.estimate(fingerprint::CHUNK_BYTES)
+    }
+
+    /// Tokens of a prompt to be computed at a server, and how many chunks it holds.
+    fn uncached(&self, server: usize, bytes: u64) -> (i64, usize) {
+        let matched = self.index.matched(server, &self.chunks);
+        let saved = self.chunk_tokens() * matched as i64;
+        ((self.estimate(bytes) - saved).max(UNCACHED_MIN), matched)
+    }
+
+    fn start_capacity(&self) -> u64 {
+        KV_TOKENS * self.weights.capacity_percent / 100
+    }
+
+    /// The index promised too much or too little.
+    fn correct(&mut self, server: usize, promised: u64, cached: u64) {
+        let chunk = (self.chunk_tokens() / 1_000) as u64;
+        let start = self.start_capacity();
+        let mut capacity = self.index.capacity(server);
+        if promised > cached + chunk {
+            capacity -= capacity * (promised - cached) / (20 * promised);
+        } else if promised > 0 {
+            capacity += capacity / 500;
+        }
+        if cached > promised + chunk {
+            capacity += capacity / 50;
+        }
+        self.index.set_capacity(server, capacity.clamp(start / 10, start * 2));
+    }
+}
+
+impl Policy for Reference {
+    fn start(&mut self, servers: usize) {
+        self.backends = (0..servers).map(|_| Backend::new()).collect();
+        self.index = Index::new(servers, self.start_capacity());
+    }
+
+    fn pick(&mut self, ask: &Ask<'_>, candidates: &[Candidate], now: Instant) -> usize {
+        let request = ask.request;
+        fingerprint(&request.blocks, request.prompt, ask.block_tokens, &mut self.chunks);
+        let weights = self.weights;
+        let paces = || candidates.iter().map(|one| self.backends[one.server].pace);
+        let (fastest, slowest) = (paces().min().unwrap_or(PACE), paces().max().unwrap_or(PACE));
+        let differ = slowest * 100 > fastest * 120;
+        let mut lately = Vec::with_capacity(candidates.len());
+        for one in candidates {
+            lately.push(self.backends[one.server].lately(now));
+        }
+        let least = lately.iter().copied().min().unwrap_or(0);
+        let key = self.chunks.first().copied().unwrap_or_else(|| mix(self.seed ^ ask.id));
+        let mut best = None;
+        for (place, (one, lately)) in candidates.iter().zip(lately).enumerate() {
+            let (uncached, _) = self.uncached(one.server, ask.prompt_bytes);
+            let backend = &mut self.backends[one.server];
+            let queued = backend.queue(now);
+            let n = backend.in_flight;
+            let work = queued
+                + uncached
+                + uncached * weights.delay * n / 1_000
+                + backend.resident * weights.resident / 1_000
+                + weights.request * n;
+            let work = if differ {
+                i64::try_from(i128::from(work) * i128::from(backend.pace) / i128::from(fastest))
+                    .unwrap_or(i64::MAX)
+            } else {
+                work
+            };
+            let cost = work.saturating_add((lately - least) * weights.inserted / 1_000);
+            let turn = mix(mix(key).wrapping_add(one.server as u64));
+            let rank = (cost, n, lately, turn, one.server);
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, place));
+            }
+        }
+        best.map_or(0, |(_, place)| place)
+    }
+
+    fn sent(&mut self, ask: &Ask<'_>, server: usize, now: Instant) {
+        let (uncached, matched) = self.uncached(server, ask.prompt_bytes);
+        let chunk_tokens = self.chunk_tokens();
+        let new = chunk_tokens * (self.chunks.len() - matched) as i64;
+        self.index.insert(server, &self.chunks, (new / 1_000) as u64);
+        let prompt = self.estimate(ask.prompt_bytes);
+        let backend = &mut self.backends[server];
+        backend.lately(now);
+        backend.inserted += new;
+        let queued = backend.queue(now);
+        let dispatch = self.dispatches;
+        self.dispatches += 1;
+        let predicted = (!ask.stream).then(|| {
+            let nanos = i128::from(queued + uncached) * i128::from(backend.pace) / 1_000;
+            now + Duration::from_nanos(u64::try_from(nanos).unwrap_or(0))
+        });
+        if let Some(at) = predicted {
+            backend.predicted.insert((at, dispatch));
+        }
+        backend.pending.insert(dispatch, Prefill { uncached, sent: now, predicted });
+        backend.queued += uncached;
+        backend.resident += prompt;
+        backend.in_flight += 1;
+        let promised = (chunk_tokens * matched as i64 / 1_000) as u64;
+        let bytes = ask.prompt_bytes;
+        self.requests.insert(ask.id, Held { server, dispatch, prompt, bytes, promised });
+    }
+
+    fn first_byte(&mut self, id: u64, now: Instant) {
+        let Some(held) = self.requests.get(&id) else { return };
+        let backend = &mut self.backends[held.server];
+        backend.queue(now);
+        let is_head = backend.pending.first_key_value().map(|(first, _)| *first);
+        let Some(prefill) = backend.leave(held.dispatch) else { return };
+        if is_head == Some(held.dispatch) && prefill.uncached > PACE_SAMPLE_MIN {
+            let time = now.since(prefill.sent.max(backend.last_first)).as_micros() as i64;
+            let pace = time.saturating_mul(1_000_000) / prefill.uncached;
+            backend.pace = (backend.pace + (pace - backend.pace) / 100).clamp(PACE / 3, PACE * 10);
+        }
+        backend.last_first = backend.last_first.max(now);
+    }
+
+    fn over(&mut self, id: u64, usage: Option<Usage>, now: Instant) {
+        let Some(held) = self.requests.remove(&id) else { return };
+        let backend = &mut self.backends[held.server];
+        backend.leave(held.dispatch);
+        backend.resident -= held.prompt;
+        backend.in_flight -= 1;
+        let Some(usage) = usage else { return };
+        backend.lately(now);
+        backend.inserted += i64::from(usage.completion) * 1_000;
+        self.index.insert(held.server, &[], u64::from(usage.completion));
+        let sample = held.bytes as i64 * 1_000 / i64::from(usage.prompt.max(1));
+        self.token_bytes += (sample.clamp(1_500, 8_000) - self.token_bytes) / 100;
+        if self.weights.feedback {
+            self.correct(held.server, held.promised, u64::from(usage.cached));
+        }
+    }
+
+    fn returned(&mut self, server: usize) {
+        self.index.wipe(server);
+        self.backends[server].pace = PACE;
+    }
+}

@@ -1,0 +1,418 @@
+//! The whole world at once: clients, proxies and servers on one virtual clock.
+//!
+//! Owns the order of events and who tells whom; what a server does is [`vllm`](crate::vllm)'s, who
+//! is chosen is a [`Router`]'s. Everything follows from the [`Setup`]: same setup, same events.
+//!
+//! Proxies do not hear of each other: each knows what it sent itself. Facts that proxies exchange
+//! would be events of their own here, delivered to every other proxy after a delay.
+
+mod clients;
+mod events;
+mod router;
+#[cfg(test)]
+mod tests;
+
+pub use clients::Clients;
+pub use router::{Answer, Ask, End, Router, Server};
+
+use crate::checks;
+use crate::trace::Workload;
+use crate::vllm::{Event as Said, Job, Options, Usage, Vllm};
+use clients::Client;
+use events::{Events, Kind};
+use vllm_proxy_core::route::Failure;
+use vllm_proxy_core::time::{Duration, Instant};
+
+/// How often the load of servers is written down, over the time in which requests come.
+const SAMPLES: u128 = 200;
+
+/// What happens to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// It ends, with everything it had.
+    Down,
+    /// It is there again, with an empty cache.
+    Up,
+    /// Its cache is lost, and nobody is told.
+    Forget,
+    /// It does nothing for a while.
+    Stall(Duration),
+}
+
+/// A change and when and where it happens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// When.
+    pub at: Instant,
+    /// Which server.
+    pub server: usize,
+    /// What.
+    pub change: Change,
+}
+
+/// Everything a run follows from.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// How the servers were started.
+    pub servers: Vec<Options>,
+    /// What clients ask for.
+    pub workload: &'a Workload,
+    /// How clients behave.
+    pub clients: Clients,
+    /// What happens to servers.
+    pub faults: Vec<Fault>,
+    /// For all chance in it.
+    pub seed: u64,
+    /// Whether to check all that must hold after each event, which takes long.
+    pub checked: bool,
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Fate {
+    /// Not yet.
+    #[default]
+    Open,
+    /// With the last token of its answer.
+    Done,
+    /// Its client left.
+    Gone,
+    /// Its server ended in the midst of the answer.
+    Broken,
+    /// The proxy gave up.
+    Refused,
+}
+
+/// What became of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// When its client asked.
+    pub at: Instant,
+    /// When the first token was made.
+    pub first: Option<Instant>,
+    /// When it ended.
+    pub end: Option<Instant>,
+    /// How.
+    pub fate: Fate,
+    /// What it cost.
+    pub usage: Usage,
+    /// The server it was sent to last.
+    pub server: Option<usize>,
+    /// How often it was sent.
+    pub attempts: u32,
+}
+
+/// What a run has to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// One a request, in the order of the workload.
+    pub records: Vec<Record>,
+    /// For how long each server computed.
+    pub busy: Vec<Duration>,
+    /// How often each server threw a request out.
+    pub preemptions: Vec<u64>,
+    /// Requests at each server, at regular moments.
+    pub load: Vec<Vec<u32>>,
+    /// The pause between those moments.
+    pub load_every: Duration,
+    /// When the last request ended.
+    pub end: Instant,
+}
+
+/// A world in the making.
+pub(crate) struct World<'a> {
+    setup: &'a Setup<'a>,
+    proxies: Vec<Box<dyn Router + 'a>>,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) records: Vec<Record>,
+    clients: Vec<Client>,
+    events: Events,
+    /// Requests that came and did not end.
+    pub(crate) open: usize,
+    pub(crate) now: Instant,
+    load: Vec<Vec<u32>>,
+}
+
+/// Runs a world to its end. `proxies` route in it; each request comes to one of them by chance.
+/// `progress` hears how many of all requests have come.
+pub fn run<'a>(
+    setup: &'a Setup<'a>,
+    proxies: Vec<Box<dyn Router + 'a>>,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Outcome {
+    let mut world = World::new(setup, proxies);
+    let requests = &setup.workload.requests;
+    let sample_every = Duration::from_micros(
+        u64::try_from((setup.workload.span().as_micros() / SAMPLES).max(1)).unwrap_or(u64::MAX),
+    );
+    world.events.push(Instant::START, Kind::Sample, 0);
+    let mut coming = 0;
+    loop {
+        let arrival = requests.get(coming).map(|request| request.at);
+        if arrival.is_none() && world.open == 0 {
+            break;
+        }
+        // What happens at a moment comes before the requests of that moment.
+        match world.events.pop_until(arrival.unwrap_or(Instant::FAR)) {
+            Some((at, kind, which)) => {
+                world.now = at;
+                world.happen(kind, which, sample_every);
+            }
+            None => {
+                let Some(at) = arrival else { break };
+                world.now = at;
+                world.arrive(coming);
+                coming += 1;
+                if coming % 256 == 0 || coming == requests.len() {
+                    progress(coming, requests.len());
+                }
+            }
+        }
+        if setup.checked {
+            checks::all(&world);
+        }
+    }
+    checks::at_the_end(&world);
+    world.finish(sample_every)
+}
+
+impl<'a> World<'a> {
+    fn new(setup: &'a Setup<'a>, proxies: Vec<Box<dyn Router + 'a>>) -> Self {
+        let count = setup.workload.requests.len();
+        let server = |options: &Options| Server { vllm: Vllm::new(*options), alive: true };
+        let clients =
+            (0..count).map(|id| setup.clients.draw(&setup.workload.requests[id], setup.seed, id));
+        let mut world = Self {
+            setup,
+            servers: setup.servers.iter().map(server).collect(),
+            records: vec![Record::default(); count],
+            clients: clients.collect(),
+            events: Events::new(setup.servers.len(), proxies.len()),
+            open: 0,
+            now: Instant::START,
+            load: vec![Vec::new(); setup.servers.len()],
+            proxies,
+        };
+        for (index, fault) in setup.faults.iter().enumerate() {
+            world.events.push(fault.at, Kind::Fault, index);
+        }
+        for proxy in 0..world.proxies.len() {
+            world.proxies[proxy].start(world.servers.len(), Instant::START);
+            world.drain(proxy);
+        }
+        world
+    }
+
+    pub(crate) fn in_hand(&self) -> usize {
+        self.proxies.iter().map(|proxy| proxy.in_hand()).sum()
+    }
+
+    fn happen(&mut self, kind: Kind, which: usize, sample_every: Duration) {
+        match kind {
+            Kind::Server => {
+                if self.servers[which].vllm.poll_timeout() == Some(self.now) {
+                    self.servers[which].vllm.handle_timeout(self.now);
+                    self.hear(which);
+                }
+            }
+            Kind::Fault => self.change(self.setup.faults[which]),
+            Kind::Proxy => {
+                if self.proxies[which].poll_timeout().is_some_and(|at| at <= self.now) {
+                    self.proxies[which].handle_timeout(&self.servers, self.now);
+                    self.drain(which);
+                }
+            }
+            Kind::Leave => self.leave(which),
+            Kind::Again => {
+                if self.records[which].fate == Fate::Open {
+                    self.ask(which, None);
+                }
+            }
+            Kind::Sample => {
+                for (load, server) in self.load.iter_mut().zip(&self.servers) {
+                    load.push(u32::try_from(server.vllm.in_flight()).unwrap_or(u32::MAX));
+                }
+                self.events.push(self.now + sample_every, Kind::Sample, 0);
+            }
+        }
+    }
+
+    fn arrive(&mut self, id: usize) {
+        self.open += 1;
+        self.records[id].at = self.now;
+        if let Some(patience) = self.clients[id].patience {
+            self.events.push(self.now + patience, Kind::Leave, id);
+        }
+        self.ask(id, None);
+    }
+
+    /// Asks the proxy who takes a request, now or after a failure, until somebody does.
+    fn ask(&mut self, id: usize, mut failure: Option<Failure>) {
+        let request = &self.setup.workload.requests[id];
+        let client = self.clients[id];
+        let ask = Ask {
+            id: id as u64,
+            request,
+            block_tokens: self.setup.workload.block_tokens,
+            prompt_bytes: client.prompt_bytes,
+            stream: client.stream,
+            since: self.records[id].at,
+        };
+        let proxy = self.proxy_of(id);
+        loop {
+            let router = &mut self.proxies[proxy];
+            let answer = match failure {
+                None => router.route(&ask, &self.servers, self.now),
+                Some(why) => router.retry(&ask, why, &self.servers, self.now),
+            };
+            self.drain(proxy);
+            match answer {
+                Answer::Send(server) => {
+                    let record = &mut self.records[id];
+                    record.server = Some(server);
+                    record.attempts += 1;
+                    if !self.servers[server].alive {
+                        failure = Some(Failure::Connect);
+                        continue;
+                    }
+                    let job = Job {
+                        id: id as u64,
+                        blocks: request.blocks.clone(),
+                        prompt: request.prompt,
+                        output: request.output,
+                    };
+                    if self.servers[server].vllm.submit(job, self.now).is_err() {
+                        self.settle(id, Fate::Refused, End::Refused);
+                    } else {
+                        self.events.wake_server(server, self.servers[server].vllm.poll_timeout());
+                    }
+                }
+                Answer::Later(at) => {
+                    // A proxy that says "now" would be asked for ever.
+                    let at = at.max(self.now + Duration::from_micros(1));
+                    self.events.push(at, Kind::Again, id);
+                }
+                Answer::Refuse => {
+                    self.end(id, Fate::Refused);
+                    // The proxy holds nothing of it any more.
+                    self.records[id].server = None;
+                }
+            }
+            return;
+        }
+    }
+
+    /// Passes on what a server says.
+    fn hear(&mut self, server: usize) {
+        while let Some(said) = self.servers[server].vllm.poll_event() {
+            match said {
+                Said::First(id) => {
+                    let place = id as usize;
+                    self.records[place].first = Some(self.now);
+                    // Of an answer in one piece nobody sees the first token.
+                    if self.clients[place].stream {
+                        self.first_byte(place);
+                    }
+                }
+                Said::Done(id, usage) => {
+                    let id = id as usize;
+                    self.records[id].usage = usage;
+                    if !self.clients[id].stream {
+                        self.first_byte(id);
+                    }
+                    self.settle(id, Fate::Done, End::Done(usage));
+                }
+            }
+        }
+        self.events.wake_server(server, self.servers[server].vllm.poll_timeout());
+    }
+
+    fn first_byte(&mut self, id: usize) {
+        let proxy = self.proxy_of(id);
+        self.proxies[proxy].first_byte(id as u64, self.now);
+        self.drain(proxy);
+    }
+
+    fn leave(&mut self, id: usize) {
+        if self.records[id].fate != Fate::Open {
+            return;
+        }
+        match self.records[id].server {
+            Some(server) => {
+                self.servers[server].vllm.abort(id as u64, self.now);
+                self.events.wake_server(server, self.servers[server].vllm.poll_timeout());
+                self.settle(id, Fate::Gone, End::Gone);
+            }
+            None => self.end(id, Fate::Gone),
+        }
+    }
+
+    fn change(&mut self, fault: Fault) {
+        let server = &mut self.servers[fault.server];
+        match fault.change {
+            Change::Up => server.alive = true,
+            Change::Forget => server.vllm.forget(),
+            Change::Stall(time) => {
+                server.vllm.stall(self.now + time, self.now);
+                self.events.wake_server(fault.server, server.vllm.poll_timeout());
+            }
+            Change::Down => {
+                server.alive = false;
+                server.vllm.restart();
+                let here = |record: &Record| {
+                    record.fate == Fate::Open && record.server == Some(fault.server)
+                };
+                let lost = (0..self.records.len()).filter(|&id| here(&self.records[id]));
+                for id in lost.collect::<Vec<_>>() {
+                    let begun = self.clients[id].stream && self.records[id].first.is_some();
+                    if begun {
+                        self.settle(id, Fate::Broken, End::Broken);
+                    } else {
+                        self.records[id].first = None;
+                        self.ask(id, Some(Failure::Lost));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Ends a request that the proxy holds.
+    fn settle(&mut self, id: usize, fate: Fate, end: End) {
+        let proxy = self.proxy_of(id);
+        self.proxies[proxy].finish(id as u64, end, self.now);
+        self.drain(proxy);
+        self.end(id, fate);
+    }
+
+    fn end(&mut self, id: usize, fate: Fate) {
+        let record = &mut self.records[id];
+        assert_eq!(record.fate, Fate::Open, "request {id} ends once");
+        record.fate = fate;
+        record.end = Some(self.now);
+        self.open -= 1;
+    }
+
+    /// Answers a proxy's probes and notes when it wants to be called.
+    fn drain(&mut self, proxy: usize) {
+        while let Some(server) = self.proxies[proxy].poll_probe() {
+            let alive = self.servers[server].alive;
+            self.proxies[proxy].probed(server, alive, self.now);
+        }
+        self.events.wake_proxy(proxy, self.proxies[proxy].poll_timeout());
+    }
+
+    fn proxy_of(&self, id: usize) -> usize {
+        self.clients[id].lot as usize % self.proxies.len()
+    }
+
+    fn finish(self, load_every: Duration) -> Outcome {
+        Outcome {
+            busy: self.servers.iter().map(|server| server.vllm.busy()).collect(),
+            preemptions: self.servers.iter().map(|server| server.vllm.preemptions()).collect(),
+            records: self.records,
+            load: self.load,
+            load_every,
+            end: self.now,
+        }
+    }
+}
