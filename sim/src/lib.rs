@@ -12,6 +12,7 @@ pub mod faults;
 mod map;
 pub mod policies;
 pub mod reply;
+pub mod report;
 pub mod trace;
 pub mod vllm;
 pub mod world;
