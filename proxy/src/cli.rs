@@ -11,7 +11,7 @@
 mod wording;
 
 use crate::usage::UsageError;
-use crate::{demo, mock};
+use crate::{demo, mock, simulate};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -114,6 +114,7 @@ enum Commands {
     // What these are is said where their options are.
     Demo(With<demo::Args>),
     Mock(With<mock::Args>),
+    Simulate(With<simulate::Args>),
     /// Ask whether a proxy is healthy, for container health checks
     ///
     /// It is when GET /health answers 200 within 5 seconds.
@@ -138,6 +139,7 @@ pub(crate) enum Command {
     Readme,
     Demo(demo::Args),
     Mock(mock::Args),
+    Simulate(simulate::Args),
     Health(HealthArgs),
 }
 
@@ -362,6 +364,7 @@ pub(crate) fn parse(
         Commands::Readme(With { args: NoArgs {}, globals }) => (globals, Command::Readme),
         Commands::Demo(With { args, globals }) => (globals, Command::Demo(args)),
         Commands::Mock(With { args, globals }) => (globals, Command::Mock(args)),
+        Commands::Simulate(With { args, globals }) => (globals, Command::Simulate(args)),
         Commands::Health(With { args, globals }) => (globals, Command::Health(args)),
     };
     Ok((cli.globals.followed_by(later), command))

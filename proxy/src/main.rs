@@ -12,6 +12,7 @@ mod redis_url;
 mod secret;
 mod serve;
 mod shared;
+mod simulate;
 mod stop;
 mod upstream;
 mod usage;
@@ -50,6 +51,12 @@ fn main() -> ExitCode {
             Ok(globals) => run(&globals, || mock::run(args)),
             Err(error) => cli::complain(&error, USAGE),
         },
+        Command::Simulate(args) => {
+            match config::globals(&globals, &env).and_then(|_| simulate::plan(args)) {
+                Ok(plan) => simulate::run(&plan),
+                Err(error) => cli::complain(&error, USAGE),
+            }
+        }
         Command::Health(args) => match config::health(&globals, &args, &env) {
             Ok(address) => health::check(&address),
             Err(error) => cli::complain(&error, USAGE),

@@ -1,0 +1,303 @@
+//! The options of `simulate`, and what they mean.
+
+use super::fault::Planned;
+use crate::usage::{Invalid, UsageError};
+use std::path::PathBuf;
+use vllm_proxy_sim::policies::{self, Named};
+use vllm_proxy_sim::report::Bounds;
+use vllm_proxy_sim::trace::{Bursts, Kind, Workload, generate};
+use vllm_proxy_sim::vllm::{Gpu, Options};
+use vllm_proxy_sim::world::{Clients, Setup};
+
+/// Requests that are made up, unless told otherwise.
+const MADE_UP: usize = 6_000;
+
+const AFTER_HELP: &str = "\
+Traffic that is made up:
+  tool          40 tools with system prompts of 600 to 16,000 tokens, some far more popular than
+                others; a quarter of the sessions are agents that take several steps
+  uniform       40 prefixes of 2,000 tokens, all equally popular
+  conversation  chats that grow turn by turn
+  hot           all share one prefix of 8,000 tokens
+  zipf-flip     200 tenants whose popularity turns round half-way
+  unique        no two prompts begin alike
+
+Columns:
+  TTFT, e2e  seconds until the first and the last token
+  TPOT       time from token to token after the first
+  hit        the part of all prompt tokens that was found in KV caches; the same as part of what one
+             cache of all the memory would find, and of what one without limit would find
+  busy       how long the busiest server computed, in means of all
+  lost       requests cut off, or without an answer
+
+Examples:
+  vllm-proxy simulate tool --rate 4.2
+  vllm-proxy simulate conversation_trace.jsonl --rate 0.55 --policy least-load,llmd-affinity,smg
+  vllm-proxy simulate tool --rate 3 --fault down:0@50 --fault up:0@70
+  vllm-proxy simulate hot --backends 16 --json
+  vllm-proxy simulate unique --rate 0.8 --plot pictures
+
+The simulated server is vLLM in miniature (paged KV cache, continuous batching, chunked prefill,
+preemption). It ranks policies; it does not predict the milliseconds of a real cluster. The same
+command line prints the same bytes.";
+
+/// Replay a request trace against simulated servers, and compare policies.
+///
+/// Each policy routes the same requests in a world of its own, in virtual time. No network, no GPU.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = AFTER_HELP)]
+pub(crate) struct Args {
+    /// A file, or the name of traffic that is made up: tool, uniform, conversation, hot, zipf-flip
+    /// or unique
+    ///
+    /// A file is a trace as Mooncake published them (JSON lines with timestamp, input_length,
+    /// output_length and hash_ids) or as Azure did in 2023 (CSV with TIMESTAMP, ContextTokens and
+    /// GeneratedTokens).
+    #[arg(value_name = "TRACE")]
+    given: Option<String>,
+
+    // Filled in from `given` when all is checked.
+    #[arg(skip)]
+    pub(super) trace: String,
+
+    /// Policies to compare, separated by commas; `all` for all
+    #[arg(
+        short, long = "policy", value_name = "NAMES", value_delimiter = ',',
+        default_value = "least-load,round-robin,least-requests", value_parser = policy,
+        long_help = policy_help(), help_heading = "What is compared"
+    )]
+    policy: Vec<Choice>,
+
+    // Filled in from `policy` when all is checked.
+    #[arg(skip)]
+    pub(super) policies: Vec<&'static Named>,
+
+    /// Proxies that do not hear of each other; each request comes to one of them
+    #[arg(
+        long, value_name = "N", default_value_t = 1, value_parser = count_to(64),
+        help_heading = "What is compared"
+    )]
+    pub(super) proxies: usize,
+
+    /// Servers
+    #[arg(
+        short = 'n', long, value_name = "N", default_value_t = 8, value_parser = count_to(256),
+        help_heading = "Servers"
+    )]
+    pub(super) backends: usize,
+
+    /// Their hardware, with an 8B model: h100 or a100
+    #[arg(
+        long, value_name = "NAME", default_value = "h100", value_parser = gpu,
+        help_heading = "Servers"
+    )]
+    pub(super) gpu: String,
+
+    /// Tokens that each KV cache holds in place of the hardware's; 0: without limit
+    #[arg(long, value_name = "N", help_heading = "Servers")]
+    kv_tokens: Option<u64>,
+
+    /// No server looks for prefixes
+    #[arg(long, help_heading = "Servers")]
+    no_prefix_caching: bool,
+
+    /// The first N servers run at half speed
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Servers")]
+    slow: usize,
+
+    /// Something that happens to a server: KIND:SERVER@PERCENT; repeatable
+    ///
+    /// KIND is down (it ends), up (it is back, with an empty cache), forget (its cache is lost) or
+    /// stall (it does nothing for 10 s). Servers are numbered from 0, PERCENT is when: how much of
+    /// the trace's time is over.
+    #[arg(long, value_name = "FAULT", value_parser = Planned::parse, help_heading = "Servers")]
+    fault: Vec<Planned>,
+
+    /// Requests a second and server; the trace's time is compressed or stretched to it
+    #[arg(
+        short, long, value_name = "R", default_value_t = 0.5, value_parser = positive,
+        help_heading = "Traffic"
+    )]
+    pub(super) rate: f64,
+
+    /// Only the first N requests [default: 6000 if made up, else all]
+    #[arg(long, value_name = "N", value_parser = count_to(10_000_000), help_heading = "Traffic")]
+    requests: Option<usize>,
+
+    /// Requests of one timestamp come at once, where timestamps are coarse
+    ///
+    /// Some traces tell the time in steps of 3 s. Without this their requests are spread evenly.
+    #[arg(long, help_heading = "Traffic")]
+    bursts: bool,
+
+    /// The part of clients that ask for streams
+    #[arg(
+        long, value_name = "PART", default_value_t = 1.0, value_parser = part,
+        help_heading = "Traffic"
+    )]
+    streaming: f64,
+
+    /// The part of clients that leave, at some moment within 20 s
+    #[arg(
+        long, value_name = "PART", default_value_t = 0.0, value_parser = part,
+        help_heading = "Traffic"
+    )]
+    leaving: f64,
+
+    /// By how much prompts differ in bytes a token: sigma of a log-normal distribution
+    #[arg(
+        long, value_name = "SIGMA", default_value_t = 0.0, value_parser = sigma,
+        help_heading = "Traffic"
+    )]
+    sigma: f64,
+
+    /// What all chance follows from
+    #[arg(short, long, value_name = "N", default_value_t = 1, help_heading = "Traffic")]
+    pub(super) seed: u64,
+
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    pub(super) json: bool,
+
+    /// Draw into this directory: time to first token by policy, and each server's load over time
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    pub(super) plot: Option<PathBuf>,
+
+    /// Policies simulated at the same time [default: the cores available]
+    #[arg(short, long, value_name = "N", value_parser = count_to(256), help_heading = "Output")]
+    pub(super) jobs: Option<usize>,
+}
+
+/// What `--policy` names.
+#[derive(Clone, Copy, Debug)]
+enum Choice {
+    One(&'static Named),
+    All,
+}
+
+impl Args {
+    /// Reads or makes the traffic, and checks what depends on several options.
+    pub(super) fn workload(&mut self) -> Result<Workload, UsageError> {
+        let names = Kind::ALL.map(|(name, _)| name).join(", ");
+        let Some(trace) = &self.given else {
+            let line = format!("missing TRACE: expected a file, or one of {names}");
+            return Err(UsageError::new(line));
+        };
+        self.trace.clone_from(trace);
+        for choice in &self.policy {
+            let chosen = match choice {
+                Choice::One(named) => std::slice::from_ref(*named),
+                Choice::All => policies::ALL,
+            };
+            for named in chosen {
+                if !self.policies.iter().any(|one| one.name == named.name) {
+                    self.policies.push(named);
+                }
+            }
+        }
+        if let Some(fault) = self.fault.iter().find(|fault| fault.server >= self.backends) {
+            let expected = format!("a server from 0 to {}", self.backends - 1);
+            let server = fault.server.to_string();
+            return Err(UsageError::value("--fault", &server, &Invalid::expected(expected)));
+        }
+        let per_second = self.rate * self.backends as f64;
+        if let Ok(kind) = self.trace.parse::<Kind>() {
+            let count = self.requests.unwrap_or(MADE_UP);
+            return Ok(generate(kind, count, per_second, self.seed).at_rate(per_second));
+        }
+        let wrong = |why: &dyn std::fmt::Display| {
+            let expected = format!("a trace, or one of {names} ({why})");
+            UsageError::value("TRACE", &self.trace, &Invalid::expected(expected))
+        };
+        let text = std::fs::read_to_string(&self.trace).map_err(|error| wrong(&error))?;
+        let bursts = if self.bursts { Bursts::Keep } else { Bursts::Spread };
+        let workload = Workload::read(&text, bursts).map_err(|error| wrong(&error))?;
+        Ok(workload.first(self.requests.unwrap_or(usize::MAX)).at_rate(per_second))
+    }
+
+    pub(super) fn setup<'a>(&self, workload: &'a Workload) -> Setup<'a> {
+        let gpu = self.hardware();
+        let server = |index| Options {
+            kv_tokens: self.kv_tokens(),
+            prefix_caching: !self.no_prefix_caching,
+            ..Options::new(
+                if index < self.slow { gpu.at_speed(50) } else { gpu },
+                workload.block_tokens,
+            )
+        };
+        let span = workload.span();
+        Setup {
+            servers: (0..self.backends).map(server).collect(),
+            workload,
+            clients: Clients {
+                streaming: self.streaming,
+                leaving: self.leaving,
+                sigma: self.sigma,
+            },
+            faults: self.fault.iter().map(|fault| fault.within(span)).collect(),
+            seed: self.seed,
+            checked: false,
+        }
+    }
+
+    pub(super) fn bounds(&self, workload: &Workload) -> Bounds {
+        let all = self.kv_tokens().saturating_mul(self.backends as u64);
+        Bounds { pool: workload.hits_of_one_cache(all), inf: workload.hits_of_one_cache(u64::MAX) }
+    }
+
+    fn hardware(&self) -> Gpu {
+        Gpu::named(&self.gpu).unwrap_or(Gpu::H100)
+    }
+
+    fn kv_tokens(&self) -> u64 {
+        match self.kv_tokens {
+            None => self.hardware().kv_tokens,
+            Some(0) => u64::MAX,
+            Some(tokens) => tokens,
+        }
+    }
+}
+
+fn policy(name: &str) -> Result<Choice, String> {
+    if name == "all" {
+        return Ok(Choice::All);
+    }
+    policies::named(name).map(Choice::One).ok_or_else(|| {
+        let names: Vec<_> = policies::ALL.iter().map(|one| one.name).take(3).collect();
+        format!("all, {} or another that --help names", names.join(", "))
+    })
+}
+
+fn policy_help() -> String {
+    let mut help = "Policies to compare, separated by commas; `all` for all\n\n".to_owned();
+    for one in policies::ALL {
+        help.push_str(&format!("{:<20}{}\n", one.name, one.about));
+    }
+    help
+}
+
+fn gpu(name: &str) -> Result<String, &'static str> {
+    Gpu::named(name).map(|_| name.to_owned()).ok_or("h100 or a100")
+}
+
+fn count_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+    move |text| {
+        text.parse()
+            .ok()
+            .filter(|count| (1..=most).contains(count))
+            .ok_or_else(|| format!("a number from 1 to {most}"))
+    }
+}
+
+fn positive(text: &str) -> Result<f64, &'static str> {
+    let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= 1e6);
+    rate.ok_or("a number above 0")
+}
+
+fn part(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|part| (0.0..=1.0).contains(part)).ok_or("a number from 0 to 1")
+}
+
+fn sigma(text: &str) -> Result<f64, &'static str> {
+    text.parse().ok().filter(|part| (0.0..=3.0).contains(part)).ok_or("a number from 0 to 3")
+}

@@ -1,0 +1,129 @@
+//! `vllm-proxy simulate` as users meet it: what it prints, what it refuses, what it draws.
+
+#![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
+
+use rstest::rstest;
+use serde_json::Value;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+const TRACE: &str =
+    concat!(env!("CARGO_MANIFEST_DIR"), "/../sim/tests/mooncake/conversation-400.jsonl");
+
+fn simulate(arguments: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
+    command.env_clear().arg("simulate").args(arguments.split_whitespace());
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+fn printed(arguments: &str) -> String {
+    let output = simulate(arguments);
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// A path below the system's directory for temporary files that nobody else uses.
+fn scratch(name: &str) -> PathBuf {
+    std::env::temp_dir().join(format!("vllm-proxy-simulate-{}-{name}", std::process::id()))
+}
+
+#[rstest]
+#[case::made_up("tool --requests 300 --rate 3 --policy all")]
+#[case::everything(
+    "conversation --requests 200 -n 3 --rate 2 --proxies 2 --streaming 0.5 \
+    --leaving 0.2 --sigma 0.3 --slow 1 --fault down:0@30 --fault up:0@60 --gpu a100 --json"
+)]
+fn the_same_command_line_prints_the_same_bytes(#[case] arguments: &str) {
+    let once = printed(arguments);
+    assert_eq!(once, printed(&format!("{arguments} --jobs 1")));
+    assert_ne!(once, printed(&format!("{arguments} --seed 2")));
+}
+
+#[test]
+fn a_table_has_a_line_for_each_policy() {
+    let table = printed(&format!("{TRACE} --requests 100 --policy least-load,smg,least-load"));
+    let lines: Vec<_> = table.lines().collect();
+    assert!(lines[0].starts_with("100 requests of "), "{table}");
+    assert!(lines[0].ends_with("400.jsonl, 8 servers (h100), 0.5 requests/s each"), "{table}");
+    assert!(lines[1].starts_with("hit ratio of one cache of all memory 0."), "{table}");
+    let names: Vec<_> = lines[3..].iter().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(names, ["policy", "least-load", "smg"]);
+}
+
+#[test]
+fn json_says_the_same() {
+    let text = printed("hot --requests 100 -n 2 --rate 1 --json --kv-tokens 0");
+    let document: Value = serde_json::from_str(&text).unwrap();
+    assert_eq!((&document["trace"], &document["requests"]), (&"hot".into(), &100.into()));
+    let runs = document["runs"].as_array().unwrap();
+    assert_eq!(runs.len(), 3);
+    for run in runs {
+        assert_eq!((&run["done"], &run["lost"]), (&100.into(), &0.into()));
+        assert!(run["ttft_us"]["p90"].as_u64().unwrap() > 7_000);
+        assert!(run["hit_of_pool"].as_f64().unwrap() > 0.9);
+    }
+}
+
+#[test]
+fn pictures_are_drawn() {
+    let directory = scratch("pictures").join("below");
+    let arguments = format!("uniform --requests 50 --policy smg --plot {}", directory.display());
+    printed(&arguments);
+    for name in ["ttft.svg", "load-smg.svg"] {
+        let picture = std::fs::read_to_string(directory.join(name)).unwrap();
+        assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
+    }
+    std::fs::remove_dir_all(directory.parent().unwrap()).unwrap();
+}
+
+#[test]
+fn lengths_without_contents_will_do() {
+    let file = scratch("azure.csv");
+    let rows: String =
+        (0..20).map(|row| format!("2023-11-16 18:15:{:02}.5,1000,20\n", row * 2)).collect();
+    std::fs::write(&file, format!("TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")).unwrap();
+    let table = printed(&file.display().to_string());
+    assert!(table.contains("all memory 0.0000, of one without limit 0.0000"), "{table}");
+    std::fs::remove_file(file).unwrap();
+}
+
+#[rstest]
+#[case::no_trace("", "missing TRACE: expected a file, or one of tool, uniform, ")]
+#[case::no_file("nowhere", "`nowhere` for TRACE: expected a trace, or one of tool, ")]
+#[case::no_trace_in_it("Cargo.toml", "for TRACE: expected a trace, or one of ")]
+#[case::line("Cargo.toml", "(line 1: expected {\"timestamp\": milliseconds, ")]
+#[case::policy("tool --policy best", "`best` for --policy: ")]
+#[case::second_policy("tool --policy smg,best", "`best` for --policy: ")]
+#[case::rate("tool --rate 0", "`0` for --rate: ")]
+#[case::rate_nan("tool --rate NaN", "`NaN` for --rate: ")]
+#[case::backends("tool --backends 0", "`0` for --backends: ")]
+#[case::gpu("tool --gpu h200", "`h200` for --gpu: ")]
+#[case::part("tool --leaving 2", "`2` for --leaving: ")]
+#[case::fault("tool --fault explode:1@2", "`explode:1@2` for --fault: ")]
+#[case::fault_elsewhere("tool --fault down:8@50", "`8` for --fault: expected a server from 0 to 7")]
+#[case::another_argument("tool hot", "unexpected argument")]
+#[case::global("tool -L xml", "`xml` for --log-format: ")]
+fn what_is_wrong_is_said_in_a_line(#[case] arguments: &str, #[case] expected: &str) {
+    let output = simulate(arguments);
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(output.stdout.is_empty() && said.matches('\n').count() == 1, "{said}");
+    assert!(said.contains(expected), "{said}");
+}
+
+#[test]
+fn what_cannot_be_drawn_fails() {
+    let output = simulate("hot --requests 10 --plot /dev/null/below");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.starts_with("vllm-proxy: cannot write to /dev/null/below: "), "{said}");
+}
+
+#[test]
+fn help_names_every_kind_and_fits() {
+    let help = printed("--help");
+    for name in ["tool", "zipf-flip", "llmd-affinity", "dynamo-2", "--plot", "Examples:", "TPOT"] {
+        assert!(help.contains(name), "{name} in {help}");
+    }
+    assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+}
