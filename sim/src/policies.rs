@@ -82,6 +82,11 @@ pub const ALL: &[Named] = &[
         make: |seed| peer(Reference::new(Weights::default(), seed)),
     },
     Named {
+        name: "reference-trust",
+        about: "the same, matches discounted by how many promised tokens were cached of late",
+        make: |seed| peer(Reference::new(Weights { trust: true, ..Weights::default() }, seed)),
+    },
+    Named {
         name: "peer-round-robin",
         about: "each in turn, by the simulator itself",
         make: |_| peer(round_robin::RoundRobin::default()),

@@ -254,7 +254,8 @@ impl<'a> World<'a> {
             id: id as u64,
             request,
             block_tokens: self.setup.workload.block_tokens,
-            prompt_bytes: client.prompt_bytes,
+            prompt_bytes: u64::from(request.prompt) * client.token_bytes_milli / 1_000,
+            token_bytes_milli: client.token_bytes_milli,
             stream: client.stream,
             since: self.records[id].at,
         };

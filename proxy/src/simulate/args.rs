@@ -144,7 +144,7 @@ pub(crate) struct Args {
     )]
     leaving: f64,
 
-    /// By how much prompts differ in bytes a token: sigma of a log-normal distribution
+    /// By how much texts differ in bytes a token: sigma of a log-normal distribution
     #[arg(
         long, value_name = "SIGMA", default_value_t = 0.0, value_parser = sigma,
         help_heading = "Traffic"

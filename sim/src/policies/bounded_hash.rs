@@ -36,10 +36,9 @@ impl Policy for BoundedHash {
     }
 
     fn pick(&mut self, ask: &Ask<'_>, candidates: &[Candidate], _now: Instant) -> usize {
-        let request = ask.request;
-        fingerprint(&request.blocks, request.prompt, ask.block_tokens, &mut self.chunks);
+        fingerprint(ask, &mut self.chunks);
         // A prompt of less than a chunk is its own key.
-        let key = self.chunks.first().or(request.blocks.first()).copied().unwrap_or_default();
+        let key = self.chunks.first().or(ask.request.blocks.first()).copied().unwrap_or_default();
         let all: u64 = candidates.iter().map(|one| u64::from(one.in_flight)).sum();
         let most = ((all + 1) * 125).div_ceil(100 * candidates.len() as u64);
         let from = self.ring.partition_point(|(place, _)| *place < mix(key));

@@ -40,6 +40,9 @@ pub struct Weights {
     pub capacity_percent: u64,
     /// Whether `cached_tokens` of answers correct that.
     pub feedback: bool,
+    /// Whether a match counts only as far as the promises of late were kept there. Not part of the
+    /// specification: an idea to be weighed.
+    pub trust: bool,
 }
 
 impl Default for Weights {
@@ -51,6 +54,7 @@ impl Default for Weights {
             inserted: 3,
             capacity_percent: 125,
             feedback: true,
+            trust: false,
         }
     }
 }
@@ -70,6 +74,8 @@ struct Backend {
     halved: Instant,
     /// Nanoseconds a token.
     pace: i64,
+    /// The part of promised tokens that was found in caches, of late, in thousandths.
+    kept: i64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +121,7 @@ impl Backend {
             inserted: 0,
             halved: Instant::START,
             pace: PACE,
+            kept: 1_000,
         }
     }
 
@@ -187,7 +194,10 @@ impl Reference {
     /// Tokens of a prompt to be computed at a server, and how many chunks it holds.
     fn uncached(&self, server: usize, bytes: u64) -> (i64, usize) {
         let matched = self.index.matched(server, &self.chunks);
-        let saved = self.chunk_tokens() * matched as i64;
+        let mut saved = self.chunk_tokens() * matched as i64;
+        if self.weights.trust {
+            saved = saved * self.backends[server].kept / 1_000;
+        }
         ((self.estimate(bytes) - saved).max(UNCACHED_MIN), matched)
     }
 
@@ -219,8 +229,7 @@ impl Policy for Reference {
     }
 
     fn pick(&mut self, ask: &Ask<'_>, candidates: &[Candidate], now: Instant) -> usize {
-        let request = ask.request;
-        fingerprint(&request.blocks, request.prompt, ask.block_tokens, &mut self.chunks);
+        fingerprint(ask, &mut self.chunks);
         let weights = self.weights;
         let paces = || candidates.iter().map(|one| self.backends[one.server].pace);
         let (fastest, slowest) = (paces().min().unwrap_or(PACE), paces().max().unwrap_or(PACE));
@@ -307,6 +316,10 @@ impl Policy for Reference {
         backend.resident -= held.prompt;
         backend.in_flight -= 1;
         let Some(usage) = usage else { return };
+        let kept = u64::from(usage.cached).min(held.promised) * 1_000;
+        if let Some(kept) = kept.checked_div(held.promised) {
+            backend.kept += (kept as i64 - backend.kept) / 16;
+        }
         backend.lately(now);
         backend.inserted += i64::from(usage.completion) * 1_000;
         self.index.insert(held.server, &[], u64::from(usage.completion));

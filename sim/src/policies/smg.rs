@@ -30,8 +30,7 @@ impl CacheAware {
 
 impl Policy for CacheAware {
     fn pick(&mut self, ask: &Ask<'_>, candidates: &[Candidate], _now: Instant) -> usize {
-        let request = ask.request;
-        fingerprint(&request.blocks, request.prompt, ask.block_tokens, &mut self.chunks);
+        fingerprint(ask, &mut self.chunks);
         let fewest = (0..candidates.len())
             .min_by_key(|&place| (candidates[place].in_flight, candidates[place].sent, place))
             .unwrap_or(0);

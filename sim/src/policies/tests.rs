@@ -14,7 +14,15 @@ fn request(blocks: &[u64], prompt: u32) -> Request {
 
 fn ask(request: &Request, id: u64) -> Ask<'_> {
     let prompt_bytes = u64::from(request.prompt) * 4;
-    Ask { id, request, block_tokens: 512, prompt_bytes, stream: true, since: Instant::START }
+    Ask {
+        id,
+        request,
+        block_tokens: 512,
+        prompt_bytes,
+        token_bytes_milli: 4_000,
+        stream: true,
+        since: Instant::START,
+    }
 }
 
 /// Candidates from requests in flight, tokens queued and tokens cached.

@@ -25,6 +25,8 @@ pub struct Ask<'a> {
     pub block_tokens: u32,
     /// Bytes of the prompt.
     pub prompt_bytes: u64,
+    /// Bytes of each of its tokens, in thousandths. Only what stands for the text may know that.
+    pub token_bytes_milli: u64,
     /// Whether the answer comes token by token.
     pub stream: bool,
     /// When it came.
