@@ -19,12 +19,14 @@ mod round_robin;
 mod smg;
 #[cfg(test)]
 mod tests;
+mod twin;
 
 pub use engine::Proxy;
 pub use fingerprint::fingerprint;
 use llmd_affinity::Tokens;
 pub use peer::{Candidate, Peer, Policy};
 pub use reference::{Reference, Weights};
+pub use twin::{Agreement, Twin};
 
 use crate::world::Router;
 use std::time::Duration;

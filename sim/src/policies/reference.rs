@@ -40,6 +40,8 @@ pub struct Weights {
     pub capacity_percent: u64,
     /// Whether `cached_tokens` of answers correct that.
     pub feedback: bool,
+    /// Whether first tokens tell how fast servers are.
+    pub learns_pace: bool,
     /// Whether a match counts only as far as the promises of late were kept there. Not part of the
     /// specification: an idea to be weighed.
     pub trust: bool,
@@ -54,6 +56,7 @@ impl Default for Weights {
             inserted: 3,
             capacity_percent: 125,
             feedback: true,
+            learns_pace: true,
             trust: false,
         }
     }
@@ -222,31 +225,28 @@ impl Reference {
     }
 }
 
-impl Policy for Reference {
-    fn start(&mut self, servers: usize) {
-        self.backends = (0..servers).map(|_| Backend::new()).collect();
-        self.index = Index::new(servers, self.start_capacity());
-    }
+/// Work, requests in flight, tokens inserted lately, a hash and the number: in the order of their
+/// weight.
+type Rank = (i64, i64, i64, u64, usize);
 
-    fn pick(&mut self, ask: &Ask<'_>, candidates: &[Candidate], now: Instant) -> usize {
+impl Reference {
+    /// How the candidates rank for a request; the least is the best.
+    fn ranks(&mut self, ask: &Ask<'_>, candidates: &[Candidate], now: Instant) -> Vec<Rank> {
         fingerprint(ask, &mut self.chunks);
         let weights = self.weights;
         let paces = || candidates.iter().map(|one| self.backends[one.server].pace);
         let (fastest, slowest) = (paces().min().unwrap_or(PACE), paces().max().unwrap_or(PACE));
         let differ = slowest * 100 > fastest * 120;
-        let mut lately = Vec::with_capacity(candidates.len());
-        for one in candidates {
-            lately.push(self.backends[one.server].lately(now));
-        }
+        let backends = &mut self.backends;
+        let lately: Vec<_> =
+            candidates.iter().map(|one| backends[one.server].lately(now)).collect();
         let least = lately.iter().copied().min().unwrap_or(0);
         let key = self.chunks.first().copied().unwrap_or_else(|| mix(self.seed ^ ask.id));
-        let mut best = None;
-        for (place, (one, lately)) in candidates.iter().zip(lately).enumerate() {
+        let rank = |(one, lately): (&Candidate, i64)| {
             let (uncached, _) = self.uncached(one.server, ask.prompt_bytes);
             let backend = &mut self.backends[one.server];
-            let queued = backend.queue(now);
             let n = backend.in_flight;
-            let work = queued
+            let work = backend.queue(now)
                 + uncached
                 + uncached * weights.delay * n / 1_000
                 + backend.resident * weights.resident / 1_000
@@ -259,12 +259,35 @@ impl Policy for Reference {
             };
             let cost = work.saturating_add((lately - least) * weights.inserted / 1_000);
             let turn = mix(mix(key).wrapping_add(one.server as u64));
-            let rank = (cost, n, lately, turn, one.server);
-            if best.is_none_or(|(least, _)| rank < least) {
-                best = Some((rank, place));
-            }
-        }
-        best.map_or(0, |(_, place)| place)
+            (cost, n, lately, turn, one.server)
+        };
+        candidates.iter().zip(lately).map(rank).collect()
+    }
+
+    /// How much more work than at the best candidate it is at the one that somebody chose.
+    pub fn regret(
+        &mut self,
+        ask: &Ask<'_>,
+        candidates: &[Candidate],
+        chosen: usize,
+        now: Instant,
+    ) -> i64 {
+        let ranks = self.ranks(ask, candidates, now);
+        let best = ranks.iter().map(|rank| rank.0).min().unwrap_or(0);
+        ranks.iter().find(|rank| rank.4 == chosen).map_or(0, |rank| rank.0 - best)
+    }
+}
+
+impl Policy for Reference {
+    fn start(&mut self, servers: usize) {
+        self.backends = (0..servers).map(|_| Backend::new()).collect();
+        self.index = Index::new(servers, self.start_capacity());
+    }
+
+    fn pick(&mut self, ask: &Ask<'_>, candidates: &[Candidate], now: Instant) -> usize {
+        let ranks = self.ranks(ask, candidates, now);
+        let best = ranks.iter().enumerate().min_by_key(|(_, rank)| **rank);
+        best.map_or(0, |(place, _)| place)
     }
 
     fn sent(&mut self, ask: &Ask<'_>, server: usize, now: Instant) {
@@ -301,7 +324,8 @@ impl Policy for Reference {
         backend.queue(now);
         let is_head = backend.pending.first_key_value().map(|(first, _)| *first);
         let Some(prefill) = backend.leave(held.dispatch) else { return };
-        if is_head == Some(held.dispatch) && prefill.uncached > PACE_SAMPLE_MIN {
+        let tells = self.weights.learns_pace && prefill.uncached > PACE_SAMPLE_MIN;
+        if tells && is_head == Some(held.dispatch) {
             let time = now.since(prefill.sent.max(backend.last_first)).as_micros() as i64;
             let pace = time.saturating_mul(1_000_000) / prefill.uncached;
             backend.pace = (backend.pace + (pace - backend.pace) / 100).clamp(PACE / 3, PACE * 10);

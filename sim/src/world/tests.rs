@@ -1,10 +1,13 @@
 //! Whole worlds, small ones, with everything checked after each event.
 
 use super::*;
-use crate::policies::{self, Peer, Policy, Reference, Weights};
+use crate::policies::{self, Agreement, Peer, Policy, Proxy, Reference, Twin, Weights};
 use crate::trace::{Kind, Request, generate};
 use crate::vllm::Gpu;
 use rstest::rstest;
+use std::cell::Cell;
+use std::rc::Rc;
+use vllm_proxy_core::config;
 
 fn setup(workload: &Workload, servers: usize) -> Setup<'_> {
     Setup {
@@ -226,4 +229,39 @@ fn a_hot_prefix_spreads_by_itself() {
     let busy: Vec<_> = outcome.busy.iter().map(Duration::as_secs_f64).collect();
     let mean = busy.iter().sum::<f64>() / 8.0;
     assert!(busy.iter().all(|one| *one <= 1.3 * mean), "{busy:?}");
+}
+
+/// The score without an index: what the engine knows of caches so far is nothing.
+const LOAD_ALONE: Weights = Weights {
+    delay: 100,
+    resident: 20,
+    request: 100_000,
+    inserted: 0,
+    capacity_percent: 0,
+    feedback: false,
+    learns_pace: false,
+    trust: false,
+};
+
+#[rstest]
+#[case::the_same_score(LOAD_ALONE, 0)]
+#[case::another_score(Weights { delay: 0, ..LOAD_ALONE }, 20)]
+fn the_engine_never_takes_a_server_that_costs_more(
+    #[case] weights: Weights,
+    #[case] regretted_least: u64,
+) {
+    let workload = generate(Kind::Tool, 600, 8.0, 1);
+    let mut setup = setup(&workload, 5);
+    setup.clients = Clients { streaming: 0.7, leaving: 0.1, sigma: 0.0 };
+    let told = Rc::new(Cell::new(Agreement::default()));
+    let proxy = Proxy::new(config::Policy::LeastLoad, 1);
+    let twin = Twin::new(proxy, Reference::new(weights, 1), Rc::clone(&told));
+    run(&setup, vec![Box::new(twin)], &mut |_, _| ());
+    let told = told.get();
+    assert_eq!(told.decisions, 600);
+    if regretted_least == 0 {
+        assert_eq!((told.regretted, told.regret_max), (0, 0));
+    } else {
+        assert!(told.regretted >= regretted_least, "{told:?}");
+    }
 }
