@@ -109,7 +109,9 @@ pub fn request_headers(out: &mut Vec<u8>, head: &RequestHead<'_>) -> bool {
     let named = if head.names_hops { named(head.headers) } else { Vec::new() };
     for header in head.headers {
         let is = |name: &str| header.name.eq_ignore_ascii_case(name);
-        if let (true, Some(value)) = (head.offers_websocket, switching(header)) {
+        if head.offers_websocket
+            && let Some(value) = switching(header)
+        {
             line(out, header.name, value);
             continue;
         }
@@ -172,7 +174,9 @@ pub fn response(
     let mut connection = Connection { close, keep };
     let named = if head.names_hops { named(head.headers) } else { Vec::new() };
     for header in head.headers {
-        if let (true, Some(value)) = (head.switches, switching(header)) {
+        if head.switches
+            && let Some(value) = switching(header)
+        {
             line(out, header.name, value);
             continue;
         }

@@ -253,9 +253,10 @@ pub fn find(method: &str, target: &[u8]) -> Found {
 
 /// Whether a path is as the pattern says, and what stands in its variable place.
 fn matches<'a>(pattern: &[u8], path: &'a [u8]) -> Option<&'a [u8]> {
-    let Some(place) = pattern.iter().position(|byte| matches!(byte, b'{' | b'*')) else {
-        return (pattern == path).then_some(&[]);
-    };
+    if pattern == path {
+        return Some(&[]);
+    }
+    let place = pattern.iter().position(|byte| matches!(byte, b'{' | b'*'))?;
     let (before, rest) = pattern.split_at(place);
     let found = path.strip_prefix(before)?;
     let Some(behind) = rest.strip_prefix(b"{}") else { return Some(found) };

@@ -172,7 +172,9 @@ impl Scanner {
     pub fn finish(mut self, body: &[u8]) -> Scan {
         self.feed(body);
         self.found.pinned = self.kv_transfer || self.background;
-        self.found.fingerprint = self.prompt.finish();
+        if !self.plain {
+            self.found.fingerprint = self.prompt.finish();
+        }
         self.found
     }
 
