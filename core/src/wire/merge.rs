@@ -105,11 +105,13 @@ pub enum Merged {
 /// [`Merge::Metrics`].
 ///
 /// What one backend alone said passes as it is, and so does what all said alike (unless it is to
-/// be added up).
+/// be added up). So does a 401 if nobody did what was asked: who shows no key is not told which
+/// backends there are.
 pub fn merge(rule: Merge, said: &[Said<'_>], own: &[u8]) -> Merged {
     let merged = match rule {
         Merge::Metrics => Ok(metrics_page(said, own)),
         _ if is_unanimous(rule, said) => Ok(Merged::One(0)),
+        _ if let Some(at) = refused(said) => Ok(Merged::One(at)),
         Merge::Same => Replies::read(said, |_| Ok(())).first(|()| true),
         Merge::And(field) => Replies::read(said, |reply| boolean(reply, field)).first(|is| !is),
         Merge::Or(field) => Replies::read(said, |reply| boolean(reply, field)).first(|is| *is),
@@ -132,6 +134,15 @@ fn is_unanimous(rule: Merge, said: &[Said<'_>]) -> bool {
     others.is_empty()
         || ((!adds || !succeeded(first))
             && others.iter().all(|said| said.result.as_ref().is_ok_and(equals)))
+}
+
+/// Which reply demands a key, where none did what was asked.
+fn refused(said: &[Said<'_>]) -> Option<usize> {
+    let is = |said: &Said<'_>, is: fn(&Reply) -> bool| said.result.as_ref().is_ok_and(is);
+    match said.iter().any(|said| is(said, succeeded)) {
+        true => None,
+        false => said.iter().position(|said| is(said, |reply| reply.status == 401)),
+    }
 }
 
 const fn succeeded(reply: &Reply) -> bool {

@@ -51,6 +51,7 @@ fn failure(rule: Merge, all: &[Reported]) -> (u16, String) {
     (status, body["error"]["message"].as_str().expect("a message").to_string())
 }
 
+const UNAUTHORIZED: &str = r#"{"error":"Unauthorized"}"#;
 const AND: Merge = Merge::And("success");
 const OR: Merge = Merge::Or("is_sleeping");
 const LOAD: Merge = Merge::Sum("server_load", Failures::LeaveOut);
@@ -240,6 +241,25 @@ fn failures_are_told(
     #[case] message: &str,
 ) {
     assert_eq!(failure(rule, all), (status, message.to_string()));
+}
+
+/// An error of ours would name the backends to a client that shows no key.
+#[rstest]
+#[case::gone(&[DOWN, Ok((401, UNAUTHORIZED))], 1)]
+#[case::route_is_off(&[Ok((404, NO_ROUTE)), Ok((401, UNAUTHORIZED)), DOWN], 1)]
+#[case::in_other_words(&[Ok((401, "a")), Ok((401, "b"))], 0)]
+fn a_refused_key_passes_where_nobody_obeyed(#[case] all: &[Reported], #[case] at: usize) {
+    for rule in ALL {
+        passes(rule, all, at);
+    }
+}
+
+#[test]
+fn a_refused_key_is_told_where_others_obeyed() {
+    let told = failure(Merge::Same, &[ok(""), Ok((401, UNAUTHORIZED))]);
+    let message =
+        "1 of 2 backends failed. 10.0.0.2:8000: 401 Unauthorized: {\"error\":\"Unauthorized\"}.";
+    assert_eq!(told, (401, message.to_string()));
 }
 
 #[test]
