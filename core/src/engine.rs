@@ -238,13 +238,13 @@ impl Engine {
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
             backend.load.remove(held.dispatch, held.work.prompt);
             match outcome {
-                Outcome::Done(status) => backend.counts.answered(status),
+                Outcome::Done { status, .. } => backend.counts.answered(status),
                 Outcome::Broken => backend.counts.broken += 1,
                 Outcome::ClientGone | Outcome::TimedOut => {}
             }
         }
         match outcome {
-            Outcome::Done(_) => self.fleet.answered(held.backend, held.sent, now),
+            Outcome::Done { .. } => self.fleet.answered(held.backend, held.sent, now),
             Outcome::Broken => self.fleet.failed(held.backend, now),
             Outcome::ClientGone | Outcome::TimedOut => {}
         }

@@ -3,7 +3,7 @@
 use crate::script::chance;
 use crate::world::{World, takes};
 use vllm_proxy_core::exchange::{Input, Output, Side};
-use vllm_proxy_core::route::Decision;
+use vllm_proxy_core::route::{Decision, Outcome};
 
 impl World {
     /// Carries out one output; false if there is none.
@@ -76,7 +76,13 @@ impl World {
                 None
             }
             Output::Settle(ticket, outcome) => {
-                line = format!("settle {outcome:?}");
+                line = match outcome {
+                    Outcome::Done { status, usage: None } => format!("settle Done({status})"),
+                    Outcome::Done { .. }
+                    | Outcome::ClientGone
+                    | Outcome::Broken
+                    | Outcome::TimedOut => format!("settle {outcome:?}"),
+                };
                 self.tickets -= 1;
                 self.engine.finish(ticket, outcome, now);
                 None

@@ -118,7 +118,7 @@ impl Rig {
     }
 
     fn finish(&mut self, ticket: Ticket) {
-        self.engine.finish(ticket, Outcome::Done(200), self.now);
+        self.engine.finish(ticket, Outcome::done(200), self.now);
     }
 }
 

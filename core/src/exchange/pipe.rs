@@ -138,7 +138,7 @@ impl Exchange {
     /// The backend's end, however it came: the client still gets what was said.
     pub(super) fn piped_upstream_closed(&mut self, end: End) {
         self.piped_ends(match end {
-            End::Closed => Outcome::Done(SWITCHING),
+            End::Closed => Outcome::done(SWITCHING),
             End::Reset => Outcome::Broken,
         });
     }
@@ -172,7 +172,7 @@ impl Exchange {
         }
         match (client_ended, &self.attempt) {
             (true, _) => {
-                self.drop_attempt(Outcome::Done(SWITCHING));
+                self.drop_attempt(Outcome::done(SWITCHING));
                 self.close(false);
             }
             (false, None) => {

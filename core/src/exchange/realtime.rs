@@ -295,7 +295,7 @@ impl Exchange {
 
     /// The backend does not switch.
     pub(super) fn websocket_refused(&mut self, status: u16, now: Instant) {
-        self.drop_attempt(Outcome::Done(status));
+        self.drop_attempt(Outcome::done(status));
         let message = format!("The backend refused the connection with status {status}.");
         error_event(&mut self.out, &message, "processing_error");
         let code = if matches!(status, 401 | 403) { POLICY } else { FAILED };

@@ -122,7 +122,7 @@ impl Exchange {
             {
                 // The client's key is good: the backend's own answer is of no use.
                 let answer = answer.clone();
-                self.drop_attempt(Outcome::Done(status));
+                self.drop_attempt(Outcome::done(status));
                 return self.answer(&answer, now);
             }
             if self.realtime.is_some() {
@@ -310,7 +310,7 @@ impl Exchange {
             return;
         }
         if let Some(ticket) = attempt.ticket.take() {
-            self.orders.push_back(Order::Settle(ticket, Outcome::Done(status)));
+            self.orders.push_back(Order::Settle(ticket, Outcome::done(status)));
         }
         if hold == Hold::Whole {
             match self.doubt.take() {

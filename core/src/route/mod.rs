@@ -248,17 +248,41 @@ pub enum Failure {
     Timeout,
 }
 
+/// What an answer said it cost, in tokens. Backends are not trusted: any number may be anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: u64,
+    /// Those of them that were found in the KV cache; `None` if that was not said. vLLM 0.33 says
+    /// it of `/v1/responses`, and elsewhere if started with `--enable-prompt-tokens-details`.
+    pub cached: Option<u64>,
+    /// Tokens of the answer.
+    pub completion: u64,
+}
+
 /// How a ticket ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The whole answer passed, with this status.
-    Done(u16),
+    /// The whole answer passed.
+    Done {
+        /// Its status.
+        status: u16,
+        /// What it said it cost, if it did.
+        usage: Option<Usage>,
+    },
     /// The client left first.
     ClientGone,
     /// The answer had begun and ended as broken.
     Broken,
     /// No byte came for the whole HTTP timeout, or the drain timeout passed.
     TimedOut,
+}
+
+impl Outcome {
+    /// The whole answer passed with this status, and did not say what it cost.
+    pub const fn done(status: u16) -> Self {
+        Self::Done { status, usage: None }
+    }
 }
 
 /// Why nobody takes a request. Each is answered in the shape of the route asked.

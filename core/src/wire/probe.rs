@@ -30,6 +30,19 @@ pub struct Probe {
     pub keyed: Option<bool>,
     /// Whether it sleeps or is paused, if it was asked and answered.
     pub rests: Option<bool>,
+    /// What `GET /metrics` says of its KV cache, if it was asked and answered.
+    pub cache: Option<CacheReport>,
+}
+
+/// What a backend's metrics say of its KV cache; the sum of its engines, if there are several.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheReport {
+    /// Tokens that fit in: `num_gpu_blocks` times `block_size` of `vllm:cache_config_info`.
+    pub kv_tokens: Option<u64>,
+    /// `vllm:prefix_cache_queries`: prompt tokens looked up since the start.
+    pub queries: Option<u64>,
+    /// `vllm:prefix_cache_hits`: those of them that were found.
+    pub hits: Option<u64>,
 }
 
 /// One card of `/v1/models`.

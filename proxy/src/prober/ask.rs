@@ -53,6 +53,7 @@ pub(super) async fn backend(
         version: body(version).and_then(|body| parse_version(&body)),
         keyed,
         rests: if rest { rests(spec, end).await } else { None },
+        cache: None,
     };
     Ok(Asked { probe, models_status })
 }

@@ -9,7 +9,7 @@ use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Output};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
 use vllm_proxy_core::route::{
-    Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Route, Ticket, Who,
+    Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Route, Ticket, Usage, Who,
 };
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::{ModelCard, Probe, ProbeError};
@@ -126,10 +126,17 @@ impl Router for Proxy {
 
     fn finish(&mut self, id: u64, end: End, now: Instant) {
         let outcome = match end {
-            End::Done(_) => Outcome::Done(200),
+            End::Done(usage) => {
+                let usage = Some(Usage {
+                    prompt: u64::from(usage.prompt),
+                    cached: Some(u64::from(usage.cached)),
+                    completion: u64::from(usage.completion),
+                });
+                Outcome::Done { status: 200, usage }
+            }
             End::Gone => Outcome::ClientGone,
             End::Broken => Outcome::Broken,
-            End::Refused => Outcome::Done(400),
+            End::Refused => Outcome::done(400),
         };
         if let Some(ticket) = self.tickets.remove(&id) {
             self.engine.finish(ticket, outcome, now);

@@ -113,7 +113,7 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
             60..80 if !none_open => {
                 let open = naive.open.remove(some);
                 let outcome =
-                    [Outcome::Done(200), Outcome::ClientGone, Outcome::Broken, Outcome::TimedOut]
+                    [Outcome::done(200), Outcome::ClientGone, Outcome::Broken, Outcome::TimedOut]
                         [rng.below(4) as usize];
                 rig.engine.finish(open.ticket, outcome, rig.now);
             }
@@ -161,7 +161,7 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
         check(&mut rig, &mut naive);
     }
     for open in naive.open.drain(..) {
-        rig.engine.finish(open.ticket, Outcome::Done(200), rig.now);
+        rig.engine.finish(open.ticket, Outcome::done(200), rig.now);
     }
     check(&mut rig, &mut naive);
     assert!(rig.engine.tickets.is_empty());

@@ -126,9 +126,9 @@ fn what_counts_against_a_backend(#[case] why: Failure, #[case] expected: State) 
 }
 
 #[rstest]
-#[case::done(Outcome::Done(200), State::Up)]
-#[case::client_error(Outcome::Done(400), State::Up)]
-#[case::server_error(Outcome::Done(500), State::Up)]
+#[case::done(Outcome::done(200), State::Up)]
+#[case::client_error(Outcome::done(400), State::Up)]
+#[case::server_error(Outcome::done(500), State::Up)]
 #[case::client_gone(Outcome::ClientGone, State::Up)]
 #[case::timed_out(Outcome::TimedOut, State::Up)]
 #[case::broken(Outcome::Broken, State::Suspect)]

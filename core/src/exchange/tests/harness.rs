@@ -8,7 +8,7 @@ use crate::config::{Config, Limits, Policy};
 use crate::engine::{self, Engine};
 use crate::exchange::{Drain, End, Errand, Exchange, Input, Output, Said, Side};
 use crate::fleet::{Address, BackendId, BackendSpec};
-use crate::route::{Decision, Share};
+use crate::route::{Decision, Outcome, Share};
 use crate::time::{Duration, Instant};
 use crate::wire::probe::{ModelCard, Probe};
 use alloc::collections::VecDeque;
@@ -503,7 +503,13 @@ impl Bench {
                 return true;
             }
             Output::Settle(ticket, outcome) => {
-                log.push_back(format!("settle {outcome:?}"));
+                log.push_back(match outcome {
+                    Outcome::Done { status, usage: None } => format!("settle Done({status})"),
+                    Outcome::Done { .. }
+                    | Outcome::ClientGone
+                    | Outcome::Broken
+                    | Outcome::TimedOut => format!("settle {outcome:?}"),
+                });
                 self.tickets -= 1;
                 self.engine.finish(ticket, outcome, self.now);
                 return true;
