@@ -5,6 +5,7 @@
 //! [`Engine`](crate::engine::Engine)).
 
 mod adapters;
+mod counts;
 mod health;
 mod knowledge;
 mod load;
@@ -14,6 +15,7 @@ mod prefix;
 mod rest;
 mod rounds;
 
+pub(crate) use counts::Counts;
 pub(crate) use health::{Health, State};
 pub(crate) use load::Load;
 pub use load::Standing;
@@ -429,27 +431,6 @@ impl Backend {
         if state != before {
             info!(backend:% = self.id, address:% = self.spec.address; "{}", state.message());
         }
-    }
-}
-
-/// Counts of what became of requests, since the process began.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    /// Answers that passed whole, by the hundreds of their status; others are in the first place.
-    pub(crate) answers: [u64; 6],
-    /// Attempts that failed before anything reached a client.
-    pub(crate) failures: u64,
-    /// Answers that ended as broken.
-    pub(crate) broken: u64,
-    /// Questions to several backends that this one left unanswered.
-    pub(crate) unheard: u64,
-}
-
-impl Counts {
-    pub(crate) fn answered(&mut self, status: u16) {
-        let class = usize::from(status / 100);
-        let place = if class < self.answers.len() { class } else { 0 };
-        self.answers[place] += 1;
     }
 }
 
