@@ -4,6 +4,7 @@
 //! orders come out. After every call, drain [`Engine::poll_output`].
 
 mod choose;
+mod learn;
 mod several;
 #[cfg(test)]
 mod tests;
@@ -244,7 +245,12 @@ impl Engine {
             }
         }
         match outcome {
-            Outcome::Done { .. } => self.fleet.answered(held.backend, held.sent, now),
+            Outcome::Done { usage, .. } => {
+                self.fleet.answered(held.backend, held.sent, now);
+                if let Some(usage) = usage {
+                    self.learn(&held, usage, now);
+                }
+            }
             Outcome::Broken => self.fleet.failed(held.backend, now),
             Outcome::ClientGone | Outcome::TimedOut => {}
         }

@@ -4,10 +4,10 @@
 
 use super::{Engine, later};
 use crate::config::Policy;
-use crate::fleet::{Backend, BackendId};
+use crate::fleet::{Backend, BackendId, TokenLength};
 use crate::route::{
-    CHUNK_BYTES, Candidate, Decision, Doubt, Held, Pool, Question, Reason, Refusal, RequestMeta,
-    Retry, Route, Ticket, Tried, Who, Work, pick,
+    CHUNK_BYTES, Candidate, Decision, Doubt, Held, Pool, Promise, Question, Reason, Refusal,
+    RequestMeta, Retry, Route, Ticket, Tried, Who, Work, fastest, pick,
 };
 use crate::time::Instant;
 use crate::wire::answers::Answer;
@@ -15,9 +15,6 @@ use alloc::borrow::ToOwned;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use log::debug;
-
-/// Tokens believed to be in a chunk of a prompt's text.
-const CHUNK_TOKENS: i64 = CHUNK_BYTES as i64 / 4;
 
 impl Engine {
     /// Whether the policy asks what prompts have in common.
@@ -187,7 +184,10 @@ impl Engine {
             tried: Tried::default(),
             delivered: 0,
             pool,
-            work: Work::of_prompt(request.prompt_bytes),
+            // Nothing is estimated yet either: how long tokens are is the model's to say.
+            work: Work::of_prompt(0),
+            prompt_bytes: request.prompt_bytes,
+            promise: Promise::default(),
             chunks: if self.index_wanted() {
                 request.prompt.chunks().into()
             } else {
@@ -205,10 +205,19 @@ impl Engine {
 
     /// Sends a request to the best backend that it was not sent to yet.
     pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
-        let (tried, work, policy) = (held.tried, held.work, self.config.policy);
+        let (tried, policy) = (held.tried, self.config.policy);
+        let length = match held.pool.model() {
+            Some(model) => self.fleet.token_length(model),
+            None => TokenLength::default(),
+        };
+        let work = Work::of_prompt(length.work_of(held.prompt_bytes));
+        let chunk = length.work_of(CHUNK_BYTES as u64);
+        held.work = work;
+        let chunk_tokens = u32::try_from(chunk / 1_000).unwrap_or(u32::MAX);
+        held.promise = Promise { chunk_tokens, ..Promise::default() };
         // Equal prompts rotate alike, so that the next one finds what the last one left.
         let turn = held.chunks.first().copied().unwrap_or(id);
-        let question = |last| Question { policy, work, request: turn, last };
+        let question = |last, fastest| Question { policy, work, request: turn, last, fastest };
         let untried = |id: &BackendId| !tried.contains(*id);
         let (backend, reason) = match &mut held.pool {
             Pool::Model(model) => {
@@ -216,24 +225,37 @@ impl Engine {
                     index.matches(&held.chunks, &mut self.matches);
                 }
                 let matches = &self.matches;
-                let cached = |backend: &Backend| {
+                let matched = |backend: &Backend| {
                     let slot = backend.slot.filter(|_| !held.chunks.is_empty());
-                    slot.map_or(0, |slot| matches.at(slot) as i64 * CHUNK_TOKENS * 1_000)
+                    slot.map_or(0, |slot| matches.at(slot))
                 };
+                let cached =
+                    |backend: &Backend| backend.trust.discounted(matched(backend) as i64 * chunk);
                 let (_, model, mut backends) = self.fleet.model(model)?;
-                let holders = model.holders.iter().copied().filter(untried);
-                let candidates = holders.filter_map(|id| {
+                let holders = || model.holders.iter().copied().filter(untried);
+                let serving = |id| backends.find(id).filter(|backend| backend.serves());
+                let fastest = fastest(
+                    holders().filter_map(serving).map(|backend| backend.load.pace().nanos()),
+                );
+                let candidates = holders().filter_map(|id| {
                     let fresh = backends.fresh(id, now);
-                    let backend = backends.find(id)?;
+                    let backend = backends.find_mut(id)?;
                     let cached = cached(backend);
                     Some(Candidate { cached, fresh, ..candidate(backend, now)? })
                 });
-                let (chosen, mut reason) = pick(question(model.turn), candidates)?;
+                let (chosen, mut reason) = pick(question(model.turn, fastest), candidates)?;
                 model.turn = Some(chosen);
-                let cached = backends.find(chosen).map_or(0, |backend| cached(backend));
-                held.work = held.work.with_cached(cached);
-                if cached > 0 && reason == Reason::LeastWork {
-                    reason = Reason::Cached;
+                if let Some(backend) = backends.find(chosen) {
+                    held.work = work.with_cached(cached(backend));
+                    let matched = matched(backend);
+                    held.promise = Promise {
+                        tokens: u64::try_from(matched as i64 * chunk / 1_000).unwrap_or(0),
+                        chunk_tokens,
+                        had_more: backends.has_expired(chosen, held.chunks.get(matched)),
+                    };
+                    if matched > 0 && reason == Reason::LeastWork {
+                        reason = Reason::Cached;
+                    }
                 }
                 (chosen, reason)
             }
@@ -264,7 +286,7 @@ impl Engine {
                         if resolvers { backend.is_of(forward_unknown) } else { backend.is_keyed() };
                     (belongs && untried(&backend.id)).then(|| candidate(backend, now))?
                 });
-                pick(question(None), candidates)?
+                pick(question(None, None), candidates)?
             }
         };
         held.backend = backend;
@@ -286,13 +308,17 @@ impl Engine {
     ) -> Option<Route> {
         // A prompt that is being computed counts as cached: whoever comes next waits behind it.
         if let Some(index) = &mut self.fleet.index {
-            index.insert(held.backend, &held.chunks, CHUNK_TOKENS as u32, now, &mut self.told);
+            let chunk_tokens = held.promise.chunk_tokens;
+            index.insert(held.backend, &held.chunks, chunk_tokens, now, &mut self.told);
             self.told.clear();
         }
         let backend = self.fleet.backend_mut(held.backend)?;
         let dispatch = self.next_dispatch;
         self.next_dispatch += 1;
         backend.load.add(dispatch, held.work.uncached, held.work.prompt, held.stream, now);
+        let prompt = u64::try_from(held.work.prompt / 1_000).unwrap_or(0);
+        backend.window.sent(prompt, held.promise.tokens);
+        backend.counts.promised_tokens += held.promise.tokens;
         debug!(
             request = id, backend:% = held.backend, model = held.pool.model().unwrap_or_default(),
             reason = reason.as_str();
@@ -322,5 +348,6 @@ fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
         in_hand: backend.load.standing(now),
         cached: 0,
         fresh: 0,
+        pace: backend.load.pace().nanos(),
     })
 }

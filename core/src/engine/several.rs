@@ -145,6 +145,8 @@ impl Engine {
             failures: backend.counts.failures,
             broken: backend.counts.broken,
             unheard: backend.counts.unheard,
+            promised_tokens: backend.counts.promised_tokens,
+            cached_tokens: backend.counts.cached_tokens,
         });
         Facts { backends: backends.collect(), body_bytes: self.body_bytes }
     }

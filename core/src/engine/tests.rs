@@ -3,6 +3,7 @@
 mod accounting;
 mod caching;
 mod knowledge;
+mod learning;
 mod membership;
 mod realtime;
 mod retries;

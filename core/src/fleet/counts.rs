@@ -13,6 +13,10 @@ pub(crate) struct Counts {
     pub(crate) broken: u64,
     /// Questions to several backends that this one left unanswered.
     pub(crate) unheard: u64,
+    /// Prompt tokens believed to be cached when requests were sent there.
+    pub(crate) promised_tokens: u64,
+    /// Prompt tokens that answers said were cached.
+    pub(crate) cached_tokens: u64,
 }
 
 impl Counts {

@@ -4,7 +4,7 @@
 //! the version. Does not know how an answer looks on the wire.
 
 use super::{Backend, Fleet, Lost, find};
-use crate::fleet::{BackendId, State};
+use crate::fleet::{BackendId, State, TokenLength};
 use crate::time::Instant;
 use crate::wire::probe::ModelCard;
 use alloc::borrow::{Cow, ToOwned};
@@ -215,6 +215,11 @@ impl Fleet {
             self.backends.iter().filter(|backend| !backend.leaving).collect();
         staying.sort_by_key(|backend| backend.place());
         staying
+    }
+
+    /// How long a model's tokens are, as far as it is learned.
+    pub(crate) fn token_length(&self, name: &str) -> TokenLength {
+        self.names.token_length(name)
     }
 
     /// The backends that list a name.

@@ -3,12 +3,9 @@
 //! Owns the sums and the queue of prompts being prefilled. Does not know why a request went here
 //! or what the sums are worth (see [`route::cost`](crate::route::cost)).
 
-use crate::time::{Duration, Instant};
+use crate::fleet::learned::Pace;
+use crate::time::Instant;
 use alloc::collections::{BTreeMap, BTreeSet};
-
-/// How fast a backend prefills, in tokens a second (equally: thousandths of a token a
-/// millisecond). Half of an H100's peak with an 8B model: prefill shares its steps with decode.
-const SPEED: i64 = 8_000;
 
 /// What a backend has in hand at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +32,7 @@ pub(crate) struct Load {
     predicted: BTreeSet<(Instant, u64)>,
     /// The last first token, seen or predicted: the head's prefill began no earlier.
     last_first: Instant,
+    pace: Pace,
 }
 
 #[derive(Debug)]
@@ -55,7 +53,8 @@ impl Load {
         now: Instant,
     ) {
         let queued = self.standing(now).queued;
-        let predicted = (!stream).then(|| now + time_for(queued.saturating_add(uncached)));
+        let predicted =
+            (!stream).then(|| now + self.pace.time_for(queued.saturating_add(uncached)));
         if let Some(at) = predicted {
             self.predicted.insert((at, dispatch));
         }
@@ -68,9 +67,23 @@ impl Load {
     /// A request's first token came.
     pub(crate) fn prefilled(&mut self, dispatch: u64, now: Instant) {
         self.expire(now);
-        if self.leave(dispatch) {
-            self.last_first = self.last_first.max(now);
+        let is_head = self.pending.first_key_value().is_some_and(|(&first, _)| first == dispatch);
+        let Some(prefill) = self.leave(dispatch) else { return };
+        // Of an answer in one piece, nobody saw the first token.
+        if is_head && prefill.predicted.is_none() {
+            self.pace.learn(prefill.uncached, now.since(prefill.sent.max(self.last_first)));
         }
+        self.last_first = self.last_first.max(now);
+    }
+
+    /// How fast it prefills, as far as it was learned.
+    pub(crate) const fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// It is another process, maybe on another machine.
+    pub(crate) fn forget_pace(&mut self) {
+        self.pace = Pace::default();
     }
 
     /// A request that was added with this `prompt` is settled.
@@ -87,7 +100,7 @@ impl Load {
         // It may be slower than believed, so a tenth of it always counts.
         let done = self.pending.first_key_value().map_or(0, |(_, head)| {
             let since = head.sent.max(self.last_first);
-            work_in(now.since(since)).min(head.uncached / 10 * 9)
+            self.pace.work_in(now.since(since)).min(head.uncached / 10 * 9)
         });
         Standing {
             queued: self.queued.saturating_sub(done),
@@ -116,26 +129,14 @@ impl Load {
         }
     }
 
-    fn leave(&mut self, dispatch: u64) -> bool {
-        let Some(prefill) = self.pending.remove(&dispatch) else {
-            return false;
-        };
+    fn leave(&mut self, dispatch: u64) -> Option<Prefill> {
+        let prefill = self.pending.remove(&dispatch)?;
         self.queued = self.queued.saturating_sub(prefill.uncached);
         if let Some(at) = prefill.predicted {
             self.predicted.remove(&(at, dispatch));
         }
-        true
+        Some(prefill)
     }
-}
-
-/// How long `work` thousandths of a token take.
-fn time_for(work: i64) -> Duration {
-    Duration::from_micros(u64::try_from(work.saturating_mul(1_000) / SPEED).unwrap_or(0))
-}
-
-/// How many thousandths of a token are done in a while.
-fn work_in(time: Duration) -> i64 {
-    i64::try_from(time.as_micros()).unwrap_or(i64::MAX).saturating_mul(SPEED) / 1_000
 }
 
 #[cfg(test)]
@@ -144,7 +145,7 @@ mod tests {
     use rstest::rstest;
 
     /// A hundred milliseconds of prefill.
-    const U: i64 = SPEED * 100;
+    const U: i64 = 800_000;
 
     fn at(millis: u64) -> Instant {
         Instant::from_millis(millis)

@@ -8,15 +8,19 @@ mod adapters;
 mod counts;
 mod health;
 mod knowledge;
+mod learned;
+mod lent;
 mod load;
 mod names;
 mod owners;
 mod prefix;
 mod rest;
 mod rounds;
+mod window;
 
 pub(crate) use counts::Counts;
 pub(crate) use health::{Health, State};
+pub(crate) use learned::{TokenLength, Trust};
 pub(crate) use load::Load;
 pub use load::Standing;
 pub(crate) use names::Lost;
@@ -33,11 +37,13 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::SocketAddr;
 use knowledge::FirstModel;
+use lent::Backends;
 use log::{info, warn};
 use names::{Model, Names};
 use owners::Owners;
 use rest::Rest;
 use rounds::Rounds;
+use window::Window;
 
 /// One vLLM server, for as long as this process lives: numbers are never used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -102,6 +108,10 @@ pub(crate) struct Backend {
     keyed: bool,
     pub(crate) rest: Rest,
     pub(crate) load: Load,
+    /// How far it keeps what the prefix index promises.
+    pub(crate) trust: Trust,
+    /// What was promised of it since its metrics were last heard.
+    pub(crate) window: Window,
     /// What became of the requests it was sent.
     pub(crate) counts: Counts,
     /// Its place in the prefix index.
@@ -125,6 +135,8 @@ impl Backend {
             keyed: false,
             rest: Rest::default(),
             load: Load::default(),
+            trust: Trust::default(),
+            window: Window::default(),
             counts: Counts::default(),
             slot: None,
             leaving: false,
@@ -313,8 +325,18 @@ impl Fleet {
             }
             backend.rest.heard(probe.rests);
             // A new process has cached nothing, and one that sleeps has given it up.
-            if before == State::Down || (backend.rests() && !rested) {
-                self.index.iter_mut().for_each(|index| index.wipe(id));
+            let wiped = before == State::Down || (backend.rests() && !rested);
+            if before == State::Down {
+                backend.load.forget_pace();
+                backend.window = Window::default();
+            }
+            if let Some(index) = &mut self.index {
+                if wiped {
+                    index.wipe(id);
+                }
+                if let Some(report) = probe.cache {
+                    backend.heard_cache(report, index);
+                }
             }
             backend.keyed = probe.keyed.unwrap_or(backend.keyed);
             if let Some(cards) = probe.models {
@@ -431,23 +453,6 @@ impl Backend {
         if state != before {
             info!(backend:% = self.id, address:% = self.spec.address; "{}", state.message());
         }
-    }
-}
-
-/// The backends alone, lent while a model is.
-pub(crate) struct Backends<'a> {
-    backends: &'a mut Vec<Backend>,
-    index: Option<&'a PrefixIndex>,
-}
-
-impl Backends<'_> {
-    pub(crate) fn find(&mut self, id: BackendId) -> Option<&mut Backend> {
-        find(self.backends, id)
-    }
-
-    /// Tokens that a backend has lately computed for the first time.
-    pub(crate) fn fresh(&self, id: BackendId, now: Instant) -> u64 {
-        self.index.map_or(0, |index| index.fresh(id, now))
     }
 }
 

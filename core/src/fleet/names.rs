@@ -3,7 +3,7 @@
 //! Owns the index from a name to its backends, and the memory of names whose backends are gone.
 //! Does not know whether a backend is up.
 
-use crate::fleet::BackendId;
+use crate::fleet::{BackendId, TokenLength};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -29,6 +29,8 @@ pub(crate) struct Model {
     pub(crate) holders: Vec<BackendId>,
     /// The one whose turn was last.
     pub(crate) turn: Option<BackendId>,
+    /// How long its tokens are, as answers tell.
+    pub(crate) token_length: TokenLength,
     /// Where the weights are from, by the word of whoever listed it first.
     root: Option<Arc<str>>,
     /// Its place in the order of being remembered without a holder.
@@ -58,6 +60,11 @@ impl Names {
     /// The backends of a name.
     pub(crate) fn holders(&self, name: &str) -> &[BackendId] {
         self.models.get(name).map_or(&[], |model| &model.holders)
+    }
+
+    /// How long the tokens of a model of this name are.
+    pub(crate) fn token_length(&self, name: &str) -> TokenLength {
+        self.models.get(name).map_or_else(TokenLength::default, |model| model.token_length)
     }
 
     /// A backend lists a name, for weights from there. Says whether others list it for other

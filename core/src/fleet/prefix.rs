@@ -302,6 +302,17 @@ impl PrefixIndex {
         counters.and_then(|counters| counters.get(proxy)).copied().unwrap_or(0)
     }
 
+    /// Whether a backend held a chunk and is believed to have dropped it since.
+    pub fn has_expired(&self, backend: BackendId, chunk: u64) -> bool {
+        let Some(at) = self.slot(backend) else { return false };
+        let Ok(slot) = u16::try_from(at) else { return false };
+        let mut holders = self.table.of(self.keys.key(self.keys.base(chunk), group(slot)));
+        let own = holders.find(|entry| entry.slot == slot);
+        own.is_some_and(|entry| {
+            entry.generation == self.views[at].generation && !self.is_valid(entry)
+        })
+    }
+
     /// Tokens newly inserted at a backend by anyone, halved every 42 s.
     pub fn fresh(&self, backend: BackendId, now: Instant) -> u64 {
         self.slot(backend).map_or(0, |at| self.caches[at].fresh(now))

@@ -52,6 +52,10 @@ pub(crate) struct Held {
     pub(crate) work: Work,
     /// What its prompt begins with, chunk by chunk, if the policy asks for it.
     pub(crate) chunks: Arc<[u64]>,
+    /// Length of its prompt, in bytes of text.
+    pub(crate) prompt_bytes: u64,
+    /// What was promised of the backend's cache.
+    pub(crate) promise: Promise,
     pub(crate) stream: bool,
     pub(crate) retry: Retry,
     /// This attempt's number among all attempts: queues are in this order.
@@ -62,6 +66,17 @@ pub(crate) struct Held {
     pub(crate) tried: Tried,
     /// Attempts that ended after the backend may have seen the request.
     pub(crate) delivered: u8,
+}
+
+/// What the prefix index believes of one prompt at one backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Promise {
+    /// Prompt tokens that it has cached.
+    pub(crate) tokens: u64,
+    /// Tokens to a chunk, by which that was reckoned.
+    pub(crate) chunk_tokens: u32,
+    /// Whether it had more, and is believed to have dropped that.
+    pub(crate) had_more: bool,
 }
 
 /// What a failed attempt leads to.
@@ -154,6 +169,8 @@ mod tests {
             backend: BackendId(0),
             pool: Pool::Model(Arc::from("m")),
             work: Work::of_prompt(0),
+            prompt_bytes: 0,
+            promise: Promise::default(),
             chunks: Arc::default(),
             stream: true,
             retry,

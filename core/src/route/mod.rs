@@ -9,10 +9,10 @@ pub(crate) mod prompt;
 mod score;
 mod several;
 
-pub(crate) use held::{Held, Next, Pool, Tried};
+pub(crate) use held::{Held, Next, Pool, Promise, Tried};
 pub use pick::{Candidate, Question, pick};
 pub use prompt::{CHUNK_BYTES, CHUNKS_MAX, Fingerprint};
-pub use score::{Cost, Work, cost};
+pub use score::{Cost, Work, cost, fastest};
 pub use several::{AdapterChange, Asked, Change, Echo, Gathering, Narrow};
 
 use crate::fleet::{BackendId, BackendSpec};

@@ -20,6 +20,8 @@ pub struct Candidate {
     pub cached: i64,
     /// Prompt tokens that it has lately computed for the first time.
     pub fresh: u64,
+    /// How long it takes for a token of a prompt, in nanoseconds.
+    pub pace: i64,
 }
 
 /// What the choice depends on, besides the candidates.
@@ -33,6 +35,8 @@ pub struct Question {
     pub request: u64,
     /// Whose turn it was last among the backends of this model.
     pub last: Option<BackendId>,
+    /// The pace of the fastest candidate, if they differ so much that it counts.
+    pub fastest: Option<i64>,
 }
 
 /// Chooses; `None` if there is no candidate.
@@ -50,7 +54,9 @@ pub fn pick(
     });
     let chosen = match question.policy {
         Policy::LeastLoad | Policy::CacheAware => candidates
-            .map(|one| (one.reluctance, cost(question.work, question.request, &one)))
+            .map(|one| {
+                (one.reluctance, cost(question.work, question.request, question.fastest, &one))
+            })
             .min()
             .map(|(_, cost)| cost.backend),
         // The next after the last one, by id; past the end, the first.
@@ -77,14 +83,15 @@ mod tests {
     use rstest::rstest;
 
     fn check(policy: Policy, request: u64, last: Option<u32>, queues: &[(u32, i64, u32)]) -> u32 {
-        let work = Work::of_prompt(400);
-        let question = Question { policy, work, request, last: last.map(BackendId) };
+        let work = Work::of_prompt(100_000);
+        let question = Question { policy, work, request, last: last.map(BackendId), fastest: None };
         let candidates = queues.iter().map(|&(id, queued, in_flight)| Candidate {
             backend: BackendId(id),
             reluctance: 0,
             in_hand: Standing { queued, resident: 0, in_flight },
             cached: 0,
             fresh: 0,
+            pace: 1,
         });
         let forwards = pick(question, candidates.clone());
         // The order of the candidates never matters.
@@ -102,14 +109,16 @@ mod tests {
         #[case] chosen: u32,
         #[case] reason: Reason,
     ) {
-        let work = Work::of_prompt(400);
-        let question = Question { policy, work, request: 1, last: Some(BackendId(2)) };
+        let work = Work::of_prompt(100_000);
+        let question =
+            Question { policy, work, request: 1, last: Some(BackendId(2)), fastest: None };
         let candidates = candidates.iter().map(|&(id, reluctance)| Candidate {
             backend: BackendId(id),
             reluctance,
             in_hand: Standing { queued: i64::from(id) * 1_000, resident: 0, in_flight: 0 },
             cached: 0,
             fresh: 0,
+            pace: 1,
         });
         assert_eq!(pick(question, candidates.clone()), Some((BackendId(chosen), reason)));
         assert_eq!(pick(question, candidates.rev()), Some((BackendId(chosen), reason)));
@@ -118,7 +127,8 @@ mod tests {
     #[test]
     fn nobody_is_chosen_of_nobody() {
         let work = Work::of_prompt(0);
-        let question = Question { policy: Policy::LeastLoad, work, request: 0, last: None };
+        let question =
+            Question { policy: Policy::LeastLoad, work, request: 0, last: None, fastest: None };
         assert_eq!(pick(question, core::iter::empty()), None);
     }
 
@@ -165,7 +175,7 @@ mod tests {
     #[case::two_turns(Policy::RoundRobin, 2, Reason::Turn)]
     fn the_reason_is_told(#[case] policy: Policy, #[case] count: u32, #[case] reason: Reason) {
         let work = Work::of_prompt(0);
-        let question = Question { policy, work, request: 0, last: None };
+        let question = Question { policy, work, request: 0, last: None, fastest: None };
         let in_hand = Standing::default();
         let all: Vec<_> = (0..count)
             .map(|id| Candidate {
@@ -174,6 +184,7 @@ mod tests {
                 in_hand,
                 cached: 0,
                 fresh: 0,
+                pace: 1,
             })
             .collect();
         assert_eq!(pick(question, all.into_iter()).map(|(_, reason)| reason), Some(reason));

@@ -10,8 +10,6 @@ use crate::fleet::BackendId;
 use crate::rng::mix;
 use crate::route::Candidate;
 
-/// Bytes of JSON text a token, in thousandths: 4.0, until a model's answers tell better.
-const BYTES_PER_TOKEN_MILLI: u64 = 4_000;
 /// Tokens that any request costs, in thousandths, however much of its prompt is cached.
 const UNCACHED_MIN: i64 = 16_000;
 /// The longest prompt believed in, in thousandths of a token: a thousand million tokens. Sums
@@ -42,12 +40,19 @@ impl Work {
         Self { uncached: self.prompt.saturating_sub(cached).max(UNCACHED_MIN), ..self }
     }
 
-    /// Estimates a prompt by the length of its text.
-    pub fn of_prompt(bytes: u64) -> Self {
-        let tokens = u128::from(bytes) * 1_000_000 / u128::from(BYTES_PER_TOKEN_MILLI);
-        let prompt = i64::try_from(tokens).map_or(PROMPT_MAX, |tokens| tokens.min(PROMPT_MAX));
+    /// Of a prompt of so many thousandths of a token.
+    pub fn of_prompt(prompt: i64) -> Self {
+        let prompt = prompt.clamp(0, PROMPT_MAX);
         Self { uncached: prompt.max(UNCACHED_MIN), prompt }
     }
+}
+
+/// The pace of the fastest of several, in nanoseconds a token, if the slowest is slower by more
+/// than a fifth. What is learned of equal machines differs by less, and would only add noise.
+pub fn fastest(paces: impl Iterator<Item = i64>) -> Option<i64> {
+    let (fast, slow) =
+        paces.fold((i64::MAX, 0), |(fast, slow), pace| (pace.min(fast), pace.max(slow)));
+    (slow.saturating_mul(5) > fast.saturating_mul(6)).then_some(fast)
 }
 
 /// A backend's rank for one request; the lowest is chosen. The order of the fields is the order
@@ -67,9 +72,10 @@ pub struct Cost {
     pub backend: BackendId,
 }
 
-/// What it costs to send the request numbered `request` to a candidate.
-pub fn cost(work: Work, request: u64, candidate: &Candidate) -> Cost {
-    let Candidate { backend, in_hand, cached, fresh, .. } = *candidate;
+/// What it costs to send the request numbered `request` to a candidate. `fastest` is the pace of
+/// the fastest, if speeds are to count.
+pub fn cost(work: Work, request: u64, fastest: Option<i64>, candidate: &Candidate) -> Cost {
+    let Candidate { backend, in_hand, cached, fresh, pace, .. } = *candidate;
     let uncached = work.with_cached(cached).uncached;
     let requests = i64::from(in_hand.in_flight);
     let delay = uncached.saturating_mul(DELAY.saturating_mul(requests)) / 1_000;
@@ -78,8 +84,16 @@ pub fn cost(work: Work, request: u64, candidate: &Candidate) -> Cost {
         .saturating_add(uncached)
         .saturating_add(delay)
         .saturating_add(in_hand.resident.saturating_mul(RESIDENT) / 1_000)
-        .saturating_add(REQUEST.saturating_mul(requests))
-        .saturating_add(i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH));
+        .saturating_add(REQUEST.saturating_mul(requests));
+    let sum = match fastest {
+        None => sum,
+        Some(fastest) => {
+            let slower = i128::from(sum) * i128::from(pace) / i128::from(fastest.max(1));
+            i64::try_from(slower).unwrap_or(i64::MAX)
+        }
+    };
+    let fresh_work = i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH);
+    let sum = sum.saturating_add(fresh_work);
     let turn = mix(mix(request).wrapping_add(u64::from(backend.0)));
     Cost { work: sum, in_flight: in_hand.in_flight, fresh, turn, backend }
 }
@@ -91,17 +105,17 @@ mod tests {
     use rstest::rstest;
 
     fn candidate(backend: u32, in_hand: Standing, cached: i64, fresh: u64) -> Candidate {
-        Candidate { backend: BackendId(backend), reluctance: 0, in_hand, cached, fresh }
+        Candidate { backend: BackendId(backend), reluctance: 0, in_hand, cached, fresh, pace: 8 }
     }
 
     #[rstest]
     #[case::nothing(0, 16_000, 0)]
-    #[case::below_the_least(60, 16_000, 15_000)]
-    #[case::four_bytes_a_token(4_000, 1_000_000, 1_000_000)]
-    #[case::thousandths_survive(4_001, 1_000_250, 1_000_250)]
-    #[case::absurd(u64::MAX, PROMPT_MAX, PROMPT_MAX)]
-    fn prompts_are_estimated(#[case] bytes: u64, #[case] uncached: i64, #[case] prompt: i64) {
-        assert_eq!(Work::of_prompt(bytes), Work { uncached, prompt });
+    #[case::below_the_least(15_000, 16_000, 15_000)]
+    #[case::more(1_000_250, 1_000_250, 1_000_250)]
+    #[case::absurd(i64::MAX, PROMPT_MAX, PROMPT_MAX)]
+    #[case::absurdly_little(i64::MIN, 16_000, 0)]
+    fn prompts_are_bounded(#[case] tokens: i64, #[case] uncached: i64, #[case] prompt: i64) {
+        assert_eq!(Work::of_prompt(tokens), Work { uncached, prompt });
     }
 
     #[rstest]
@@ -120,7 +134,7 @@ mod tests {
     ) {
         let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
         let in_hand = Standing { queued, resident, in_flight };
-        assert_eq!(cost(work, 0, &candidate(0, in_hand, 0, 0)).work, expected);
+        assert_eq!(cost(work, 0, None, &candidate(0, in_hand, 0, 0)).work, expected);
     }
 
     #[rstest]
@@ -132,14 +146,39 @@ mod tests {
     fn what_is_cached_is_no_work(#[case] cached: i64, #[case] fresh: u64, #[case] expected: i64) {
         let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
         let one = candidate(0, Standing::default(), cached, fresh);
-        assert_eq!(cost(work, 0, &one).work, expected);
+        assert_eq!(cost(work, 0, None, &one).work, expected);
+    }
+
+    #[rstest]
+    #[case::as_fast(8, 1_500_000)]
+    #[case::twice_as_fast(4, 3_000_000)]
+    #[case::no_pace(0, 12_000_000)]
+    fn work_counts_more_where_it_takes_longer(#[case] fastest: i64, #[case] expected: i64) {
+        let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
+        let in_hand = Standing { queued: 500_000, ..Standing::default() };
+        assert_eq!(cost(work, 0, Some(fastest), &candidate(0, in_hand, 0, 0)).work, expected);
+        // What is fresh is no work.
+        let fresh = cost(work, 0, Some(fastest), &candidate(0, in_hand, 0, 100));
+        assert_eq!(fresh.work, expected + 300);
+    }
+
+    #[rstest]
+    #[case::nobody(&[], None)]
+    #[case::one(&[125_000], None)]
+    #[case::a_fifth(&[100_000, 120_000], None)]
+    #[case::more(&[120_001, 100_000, 110_000], Some(100_000))]
+    fn speeds_count_if_they_differ(#[case] paces: &[i64], #[case] expected: Option<i64>) {
+        assert_eq!(fastest(paces.iter().copied()), expected);
     }
 
     #[test]
     fn nothing_overflows() {
         let work = Work { uncached: i64::MAX, prompt: i64::MAX };
         let in_hand = Standing { queued: i64::MAX, resident: i64::MAX, in_flight: u32::MAX };
-        assert_eq!(cost(work, u64::MAX, &candidate(u32::MAX, in_hand, 0, u64::MAX)).work, i64::MAX);
+        assert_eq!(
+            cost(work, u64::MAX, Some(1), &candidate(u32::MAX, in_hand, 0, u64::MAX)).work,
+            i64::MAX
+        );
     }
 
     #[test]

@@ -32,6 +32,10 @@ pub struct BackendFacts {
     pub broken: u64,
     /// Questions to several backends that this one left unanswered.
     pub unheard: u64,
+    /// Prompt tokens believed to be cached there when requests were sent.
+    pub promised_tokens: u64,
+    /// Prompt tokens that its answers said were cached.
+    pub cached_tokens: u64,
 }
 
 impl Facts {
@@ -57,6 +61,14 @@ impl Facts {
         each("vllm_proxy_answers_broken_total", Kind::Counter, broken, |one| one.broken);
         let unheard = "Parts in requests to several backends that it left unanswered.";
         each("vllm_proxy_parts_unanswered_total", Kind::Counter, unheard, |one| one.unheard);
+        let promised = "Prompt tokens believed to be cached there when requests were sent.";
+        each("vllm_proxy_predicted_cached_tokens_total", Kind::Counter, promised, |one| {
+            one.promised_tokens
+        });
+        let cached = "Prompt tokens that its answers said were cached.";
+        each("vllm_proxy_reported_cached_tokens_total", Kind::Counter, cached, |one| {
+            one.cached_tokens
+        });
         self.answers(&mut families);
         let name = "vllm_proxy_request_body_bytes";
         families.family(name, Kind::Gauge, "Bytes of request bodies held.");
@@ -93,6 +105,8 @@ mod tests {
             failures: 2,
             broken: 1,
             unheard: 4,
+            promised_tokens: 6,
+            cached_tokens: 5,
         };
         let backends = vec![backend("10.0.0.1:8000", true), backend("unix:/a\"b", false)];
         let text = Facts { backends, body_bytes: 5 }.text();
@@ -105,6 +119,8 @@ mod tests {
             r#"vllm_proxy_answers_total{backend="10.0.0.1:8000",status="2xx"} 7"#,
             r#"vllm_proxy_answers_total{backend="10.0.0.1:8000",status="4xx"} 1"#,
             r#"vllm_proxy_parts_unanswered_total{backend="10.0.0.1:8000"} 4"#,
+            r#"vllm_proxy_predicted_cached_tokens_total{backend="10.0.0.1:8000"} 6"#,
+            r#"vllm_proxy_reported_cached_tokens_total{backend="10.0.0.1:8000"} 5"#,
             "vllm_proxy_request_body_bytes 5",
         ] {
             assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");

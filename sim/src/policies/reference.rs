@@ -324,25 +324,32 @@ impl Policy for Reference {
         backend.queue(now);
         let is_head = backend.pending.first_key_value().map(|(first, _)| *first);
         let Some(prefill) = backend.leave(held.dispatch) else { return };
-        let tells = self.weights.learns_pace && prefill.uncached > PACE_SAMPLE_MIN;
+        // Of an answer in one piece nobody saw the first token.
+        let seen = prefill.predicted.is_none();
+        let tells = self.weights.learns_pace && seen && prefill.uncached > PACE_SAMPLE_MIN;
         if tells && is_head == Some(held.dispatch) {
             let time = now.since(prefill.sent.max(backend.last_first)).as_micros() as i64;
             let pace = time.saturating_mul(1_000_000) / prefill.uncached;
-            backend.pace = (backend.pace + (pace - backend.pace) / 100).clamp(PACE / 3, PACE * 10);
+            backend.pace += (pace.clamp(PACE / 3, PACE * 10) - backend.pace) / 100;
         }
         backend.last_first = backend.last_first.max(now);
     }
 
     fn over(&mut self, id: u64, usage: Option<Usage>, now: Instant) {
         let Some(held) = self.requests.remove(&id) else { return };
+        let chunk_tokens = self.chunk_tokens();
         let backend = &mut self.backends[held.server];
         backend.leave(held.dispatch);
         backend.resident -= held.prompt;
         backend.in_flight -= 1;
         let Some(usage) = usage else { return };
-        let kept = u64::from(usage.cached).min(held.promised) * 1_000;
-        if let Some(kept) = kept.checked_div(held.promised) {
-            backend.kept += (kept as i64 - backend.kept) / 16;
+        let slack = (chunk_tokens / 1_000) as u64;
+        let found = u64::from(usage.cached);
+        let found = if found + slack >= held.promised { held.promised } else { found };
+        if let Some(kept) = (found * 1_000).checked_div(held.promised) {
+            let way = kept as i64 - backend.kept;
+            // Rounded away from where it is, so that it gets all the way.
+            backend.kept += (way + way.signum() * 15) / 16;
         }
         backend.lately(now);
         backend.inserted += i64::from(usage.completion) * 1_000;

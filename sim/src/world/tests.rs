@@ -231,7 +231,7 @@ fn a_hot_prefix_spreads_by_itself() {
     assert!(busy.iter().all(|one| *one <= 1.3 * mean), "{busy:?}");
 }
 
-/// The score without an index: what the engine knows of caches so far is nothing.
+/// The score without an index.
 const LOAD_ALONE: Weights = Weights {
     delay: 100,
     resident: 20,
@@ -239,7 +239,7 @@ const LOAD_ALONE: Weights = Weights {
     inserted: 0,
     capacity_percent: 0,
     feedback: false,
-    learns_pace: false,
+    learns_pace: true,
     trust: false,
 };
 

@@ -21,6 +21,8 @@ struct Naive {
     open: Vec<Open>,
     /// By backend: the last first token, seen or predicted, of whoever was pending.
     last_first: BTreeMap<u32, u64>,
+    /// By backend: nanoseconds a token. Learned by the engine, whose tests of that are elsewhere.
+    pace: BTreeMap<u32, i64>,
 }
 
 impl Naive {
@@ -48,8 +50,8 @@ impl Naive {
         let queued: i64 = waiting.clone().map(uncached).sum();
         let done = waiting.clone().next().map_or(0, |head| {
             let since = head.sent.max(self.last_first.get(&backend).copied().unwrap_or(0));
-            // 8,000 tokens a second are 8 thousandths a microsecond.
-            ((now.saturating_sub(since) * 8) as i64).min(uncached(head) / 10 * 9)
+            let pace = self.pace.get(&backend).copied().unwrap_or(125_000);
+            (now.saturating_sub(since) as i64 * 1_000_000 / pace).min(uncached(head) / 10 * 9)
         });
         Standing { queued: queued - done, resident: prompt, in_flight: here.count() as u32 }
     }
@@ -57,7 +59,9 @@ impl Naive {
     fn add(&mut self, route: Route, bytes: u64, stream: bool, now: u64) {
         let backend = route.backend.0;
         let queued = self.standing(backend, now).queued + Self::tokens(bytes).max(16_000);
-        let predicted = (!stream).then(|| now + (queued / 8) as u64);
+        let predicted = (!stream).then(|| {
+            now + (queued * self.pace.get(&backend).copied().unwrap_or(125_000) / 1_000_000) as u64
+        });
         let ticket = route.ticket;
         self.open.push(Open { ticket, backend, bytes, sent: now, predicted, first_byte: false });
     }
@@ -158,6 +162,8 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
             }
         }
         note(&mut rig, String::new());
+        let paces = rig.engine.fleet.backends().iter();
+        naive.pace = paces.map(|backend| (backend.id.0, backend.load.pace().nanos())).collect();
         check(&mut rig, &mut naive);
     }
     for open in naive.open.drain(..) {

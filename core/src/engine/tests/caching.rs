@@ -4,7 +4,7 @@ use super::*;
 use crate::wire::scan::scan;
 
 /// Backends 0.. of one model, chosen by what they have cached.
-fn rig(count: u32) -> Rig {
+pub(super) fn rig(count: u32) -> Rig {
     let policy = Policy::CacheAware;
     let config = Config { policy, upstreams: 1, index_memory: 1 << 20, ..Config::default() };
     let mut rig = Rig::new(config);
@@ -16,7 +16,7 @@ fn rig(count: u32) -> Rig {
 }
 
 /// A chat of so many turns of 2 KB about a subject.
-fn chat(subject: &str, turns: usize) -> Fingerprint {
+pub(super) fn chat(subject: &str, turns: usize) -> Fingerprint {
     let turn = |number: usize| {
         let text = format!("{subject} {number} ").repeat(2_000 / (subject.len() + 3));
         format!(r#"{{"role":"user","content":"{text}"}}"#)
@@ -26,7 +26,7 @@ fn chat(subject: &str, turns: usize) -> Fingerprint {
 }
 
 impl Rig {
-    fn chats(&mut self, prompt: &Fingerprint) -> Route {
+    pub(super) fn chats(&mut self, prompt: &Fingerprint) -> Route {
         let meta = RequestMeta {
             model: Some("m"),
             prompt,

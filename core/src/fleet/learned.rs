@@ -1,0 +1,250 @@
+//! Learned: what first tokens and usage teach of a backend's speed and of a model's tokens.
+//!
+//! Owns three slow averages and their bounds, all in integers. Does not know where samples come
+//! from. Backends are not trusted: whatever they say, a value stays within its bounds.
+
+use crate::time::Duration;
+
+/// An average goes so much of the way to each sample: one part in this. Slow, since a sample says
+/// as much of the moment as of the backend.
+const SLOW: i64 = 100;
+
+/// How fast a backend prefills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Pace {
+    /// Nanoseconds a token; equally, picoseconds a thousandth of one.
+    nanos: i64,
+}
+
+impl Pace {
+    /// 8,000 tokens a second: half of an H100's peak with an 8B model, since prefill shares its
+    /// steps with decode.
+    const START: i64 = 125_000;
+    /// Three times as fast.
+    const MIN: i64 = Self::START / 3;
+    /// A tenth as fast.
+    const MAX: i64 = Self::START * 10;
+    /// Only prompts with more thousandths of tokens to compute tell how fast a backend is: of
+    /// short ones a step's fixed time is the greater part.
+    const SAMPLE_MIN: i64 = 2_000_000;
+
+    /// So many thousandths of a token were computed in a while, by a backend that had nothing to
+    /// prefill before them.
+    pub(crate) fn learn(&mut self, work: i64, time: Duration) {
+        if work > Self::SAMPLE_MIN {
+            let sample = micros(time).saturating_mul(1_000_000) / work;
+            let sample = sample.clamp(Self::MIN, Self::MAX);
+            self.nanos += (sample - self.nanos) / SLOW;
+        }
+    }
+
+    /// Nanoseconds a token.
+    pub(crate) const fn nanos(self) -> i64 {
+        self.nanos
+    }
+
+    /// How long `work` thousandths of a token take.
+    pub(crate) fn time_for(self, work: i64) -> Duration {
+        let micros = i128::from(work) * i128::from(self.nanos) / 1_000_000;
+        Duration::from_micros(u64::try_from(micros).unwrap_or(0))
+    }
+
+    /// How many thousandths of a token are done in a while.
+    pub(crate) fn work_in(self, time: Duration) -> i64 {
+        micros(time).saturating_mul(1_000_000) / self.nanos
+    }
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { nanos: Self::START }
+    }
+}
+
+fn micros(time: Duration) -> i64 {
+    i64::try_from(time.as_micros()).unwrap_or(i64::MAX)
+}
+
+/// How long a model's tokens are, in text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TokenLength {
+    /// Thousandths of a byte a token.
+    milli: i64,
+}
+
+impl TokenLength {
+    const START: i64 = 4_000;
+    const MIN: i64 = 1_500;
+    const MAX: i64 = 8_000;
+
+    /// So many bytes of prompt were so many tokens.
+    pub(crate) fn learn(&mut self, bytes: u64, tokens: u64) {
+        if bytes > 0 && tokens > 0 {
+            let sample = u128::from(bytes) * 1_000 / u128::from(tokens);
+            let sample = i64::try_from(sample).unwrap_or(Self::MAX).clamp(Self::MIN, Self::MAX);
+            self.milli += (sample - self.milli) / SLOW;
+        }
+    }
+
+    /// So many bytes in thousandths of a token.
+    pub(crate) fn work_of(self, bytes: u64) -> i64 {
+        let tokens = u128::from(bytes) * 1_000_000 / self.milli.unsigned_abs() as u128;
+        i64::try_from(tokens).unwrap_or(i64::MAX)
+    }
+}
+
+impl Default for TokenLength {
+    fn default() -> Self {
+        Self { milli: Self::START }
+    }
+}
+
+/// How far a backend's cache keeps what the index promises of it: with prefix caching off, or
+/// after a loss that nobody told of, not at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Trust {
+    /// In thousandths.
+    kept: i64,
+}
+
+impl Trust {
+    const FULL: i64 = 1_000;
+    /// It goes so much of the way to each sample: one part in this. Fast enough to be wrong for a
+    /// few dozen requests only, slow enough to outlast one that was evicted early.
+    const FAST: i64 = 16;
+
+    /// So many tokens were promised, and so many found. A shortfall of no more than `slack` is
+    /// none: caches hold whole blocks, and never a prompt's last token.
+    pub(crate) fn learn(&mut self, promised: u64, found: u64, slack: u64) {
+        if promised == 0 {
+            return;
+        }
+        let found = if found.saturating_add(slack) >= promised { promised } else { found };
+        let sample = u128::from(found) * Self::FULL.unsigned_abs() as u128 / u128::from(promised);
+        let sample = i64::try_from(sample).unwrap_or(Self::FULL);
+        // Rounded away from where it is, so that it gets all the way.
+        let way = sample - self.kept;
+        self.kept += (way + way.signum() * (Self::FAST - 1)) / Self::FAST;
+    }
+
+    /// What a promise of so many thousandths of a token is worth.
+    pub(crate) const fn discounted(self, work: i64) -> i64 {
+        if self.kept == Self::FULL {
+            return work;
+        }
+        work / Self::FULL * self.kept + work % Self::FULL * self.kept / Self::FULL
+    }
+}
+
+impl Default for Trust {
+    fn default() -> Self {
+        Self { kept: Self::FULL }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::as_believed(8_000_000, 1_000, 125_000)]
+    #[case::half_as_fast(8_000_000, 2_000, 126_250)]
+    #[case::twice_as_fast(8_000_000, 500, 124_375)]
+    #[case::no_faster_than_thrice(8_000_000, 0, 124_167)]
+    #[case::no_slower_than_a_tenth(8_000_000, u64::MAX, 136_250)]
+    #[case::too_short_to_tell(2_000_000, 2_000, 125_000)]
+    #[case::nothing(0, 1_000, 125_000)]
+    #[case::absurd(i64::MAX, u64::MAX, 124_167)]
+    fn one_sample_moves_the_pace_a_little(
+        #[case] work: i64,
+        #[case] millis: u64,
+        #[case] expected: i64,
+    ) {
+        let mut pace = Pace::default();
+        pace.learn(work, Duration::from_millis(millis));
+        assert_eq!(pace.nanos(), expected);
+    }
+
+    #[test]
+    fn many_samples_move_the_pace_to_its_bounds() {
+        for (millis, bound) in [(0, Pace::MIN), (1_000_000, Pace::MAX)] {
+            let mut pace = Pace::default();
+            (0..10_000).for_each(|_| pace.learn(8_000_000, Duration::from_millis(millis)));
+            assert!((pace.nanos() - bound).abs() < SLOW, "{pace:?}");
+            assert!((Pace::MIN..=Pace::MAX).contains(&pace.nanos()));
+        }
+    }
+
+    #[test]
+    fn work_and_time_are_two_words_for_one_thing() {
+        let pace = Pace::default();
+        assert_eq!(pace.time_for(8_000_000), Duration::from_secs(1));
+        assert_eq!(pace.work_in(Duration::from_secs(1)), 8_000_000);
+        assert_eq!(pace.time_for(-1), Duration::from_micros(0));
+        assert_eq!(pace.time_for(i64::MAX), Duration::from_micros(i64::MAX as u64 / 8));
+        assert_eq!(pace.work_in(Duration::from_secs(u64::MAX)), i64::MAX / 125_000);
+    }
+
+    #[rstest]
+    #[case::as_believed(4_000, 1_000, 4_000)]
+    #[case::longer(6_000, 1_000, 4_020)]
+    #[case::shorter(2_000, 1_000, 3_980)]
+    #[case::no_longer_than_eight(u64::MAX, 1, 4_040)]
+    #[case::no_shorter_than_one_and_a_half(1, u64::MAX, 3_975)]
+    #[case::no_tokens(4_000, 0, 4_000)]
+    #[case::no_text(0, 1_000, 4_000)]
+    fn one_sample_moves_the_length_a_little(
+        #[case] bytes: u64,
+        #[case] tokens: u64,
+        #[case] expected: i64,
+    ) {
+        let mut length = TokenLength::default();
+        length.learn(bytes, tokens);
+        assert_eq!(length.milli, expected);
+    }
+
+    #[rstest]
+    #[case::nothing(0, 0)]
+    #[case::four_bytes(4, 1_000)]
+    #[case::thousandths(1, 250)]
+    #[case::absurd(u64::MAX, i64::MAX)]
+    fn text_is_work(#[case] bytes: u64, #[case] expected: i64) {
+        assert_eq!(TokenLength::default().work_of(bytes), expected);
+    }
+
+    #[rstest]
+    #[case::all(1_280, 1_280, 1_000)]
+    #[case::nearly_all(1_280, 1_152, 1_000)]
+    #[case::more_than_all(1_280, u64::MAX, 1_000)]
+    #[case::half(1_280, 640, 968)]
+    #[case::none(1_280, 0, 937)]
+    #[case::nothing_promised(0, 0, 1_000)]
+    #[case::absurd(u64::MAX, 0, 937)]
+    fn promises_that_are_not_kept_count_less(
+        #[case] promised: u64,
+        #[case] found: u64,
+        #[case] expected: i64,
+    ) {
+        let mut trust = Trust::default();
+        trust.learn(promised, found, 128);
+        assert_eq!(trust.discounted(1_000), expected);
+        assert_eq!(
+            trust.discounted(i64::MAX),
+            i64::MAX / 1_000 * expected + 807 * expected / 1_000
+        );
+    }
+
+    #[test]
+    fn trust_is_lost_and_won_back_in_a_few_dozen_answers() {
+        let mut trust = Trust::default();
+        (0..50).for_each(|_| trust.learn(1_280, 0, 128));
+        assert!(trust.discounted(1_000) < 50, "{trust:?}");
+        (0..400).for_each(|_| trust.learn(1_280, 0, 128));
+        assert_eq!(trust.discounted(i64::MAX), 0);
+        (0..50).for_each(|_| trust.learn(1_280, 1_280, 128));
+        assert!(trust.discounted(1_000) > 950, "{trust:?}");
+        (0..400).for_each(|_| trust.learn(1_280, 1_280, 128));
+        assert_eq!(trust, Trust::default());
+    }
+}

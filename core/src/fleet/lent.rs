@@ -1,0 +1,38 @@
+//! Lent: the backends and what is believed of their caches, while a model is lent as well.
+//!
+//! Owns nothing; does not know the names.
+
+use super::{Backend, PrefixIndex, find};
+use crate::fleet::BackendId;
+use crate::time::Instant;
+use alloc::vec::Vec;
+
+/// The backends alone, lent while a model is.
+pub(crate) struct Backends<'a> {
+    pub(super) backends: &'a mut Vec<Backend>,
+    pub(super) index: Option<&'a PrefixIndex>,
+}
+
+impl Backends<'_> {
+    pub(crate) fn find(&self, id: BackendId) -> Option<&Backend> {
+        let at = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+        self.backends.get(at)
+    }
+
+    pub(crate) fn find_mut(&mut self, id: BackendId) -> Option<&mut Backend> {
+        find(self.backends, id)
+    }
+
+    /// Whether a backend is believed to have dropped this chunk.
+    pub(crate) fn has_expired(&self, id: BackendId, chunk: Option<&u64>) -> bool {
+        match (self.index, chunk) {
+            (Some(index), Some(&chunk)) => index.has_expired(id, chunk),
+            (None, _) | (_, None) => false,
+        }
+    }
+
+    /// Tokens that a backend has lately computed for the first time.
+    pub(crate) fn fresh(&self, id: BackendId, now: Instant) -> u64 {
+        self.index.map_or(0, |index| index.fresh(id, now))
+    }
+}
