@@ -10,14 +10,14 @@ use alloc::vec::Vec;
 /// How a backend is chosen among those that serve the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
-    /// The backend with the least work in hand.
+    /// As [`LeastLoad`](Self::LeastLoad), but what a backend is believed to have cached of the
+    /// prompt is no work.
     #[default]
+    CacheAware,
+    /// The backend with the least work in hand.
     LeastLoad,
     /// Each in turn.
     RoundRobin,
-    /// As [`LeastLoad`](Self::LeastLoad), but what a backend is believed to have cached of the
-    /// prompt is no work.
-    CacheAware,
 }
 
 /// What the [`Engine`](crate::engine::Engine) needs to know.

@@ -222,13 +222,14 @@ pub(crate) struct ServerArgs {
     #[arg(short, long, help_heading = "Listening", allow_negative_numbers = true)]
     pub(crate) port: Vec<OsString>,
 
-    /// How a backend is chosen: least-load, cache-aware or round-robin
+    /// How a backend is chosen: cache-aware, least-load or round-robin
     ///
     /// least-load takes the one with the least work in hand among those that serve the model.
     /// cache-aware does so, too, and does not count as work what a backend has probably cached of
-    /// the prompt, by what this proxy has sent there. round-robin takes each in turn.
+    /// the prompt, by what this proxy has sent there and what its answers or metrics said of that.
+    /// round-robin takes each in turn.
     ///
-    /// [variable: VLLM_PXY_POLICY] [default: least-load]
+    /// [variable: VLLM_PXY_POLICY] [default: cache-aware]
     #[arg(long, help_heading = "Choosing backends")]
     pub(crate) policy: Vec<OsString>,
 

@@ -334,7 +334,7 @@ mod tests {
         assert_eq!(globals.level, Level::Info);
         assert_eq!(globals.http_timeout, Some(Duration::from_secs(3600)));
         assert_eq!((server.host, server.port), (DEFAULT_HOST, 8000));
-        assert_eq!(server.policy, Policy::LeastLoad);
+        assert_eq!(server.policy, Policy::CacheAware);
         assert_eq!(server.max_body, 256 << 20);
         assert_eq!(server.drain_grace, Duration::from_secs(5));
         assert_eq!(server.drain_timeout, Duration::from_secs(300));

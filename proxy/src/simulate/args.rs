@@ -63,7 +63,7 @@ pub(crate) struct Args {
     /// Policies to compare, separated by commas; `all` for all
     #[arg(
         short, long = "policy", value_name = "NAMES", value_delimiter = ',',
-        default_value = "least-load,round-robin,least-requests", value_parser = policy,
+        default_value = "cache-aware,least-load,round-robin", value_parser = policy,
         long_help = policy_help(), help_heading = "What is compared"
     )]
     policy: Vec<Choice>,
