@@ -38,6 +38,8 @@ struct Sequence {
     prefill: u32,
     /// Blocks it uses, in order.
     blocks: Vec<BlockIndex>,
+    /// How many of them others can find.
+    told: usize,
     /// What it found when it was first taken in.
     cached: Option<u32>,
     /// Tokens of the step under way.
@@ -104,6 +106,7 @@ impl Vllm {
             computed: 0,
             prefill: 0,
             blocks: Vec::new(),
+            told: 0,
             cached: None,
             scheduled: 0,
             aborted: false,
@@ -175,7 +178,8 @@ impl Vllm {
 
     /// How many tokens of a prompt it would not have to compute now.
     pub fn cached(&self, blocks: &[u64], prompt: u32) -> u32 {
-        let hits = self.hits(blocks, prompt, prompt);
+        let full = (prompt / self.options.block_tokens) as usize;
+        let hits = self.hits(blocks.iter().take(full).copied(), prompt);
         u32::try_from(hits).unwrap_or(u32::MAX).saturating_mul(self.options.block_tokens)
     }
 
@@ -212,14 +216,14 @@ impl Vllm {
         tokens.div_ceil(self.options.block_tokens) as usize
     }
 
-    /// Leading full blocks of a prompt that are found; never the one with the last of all tokens.
-    fn hits(&self, blocks: &[u64], prompt: u32, tokens: u32) -> usize {
+    /// Leading full blocks that are found; never the one with the last of all tokens.
+    fn hits(&self, contents: impl Iterator<Item = u64>, tokens: u32) -> usize {
         if !self.options.prefix_caching {
             return 0;
         }
-        let full = prompt.min(tokens.saturating_sub(1)) / self.options.block_tokens;
-        let full = blocks.iter().take(full as usize);
-        full.take_while(|content| self.pool.find(**content).is_some()).count()
+        let full = tokens.saturating_sub(1) / self.options.block_tokens;
+        let full = contents.take(full as usize);
+        full.take_while(|&content| self.pool.find(content).is_some()).count()
     }
 
     /// Begins a step at `at`, if there is something to do.
@@ -281,10 +285,17 @@ impl Vllm {
         self.leap = Some(Leap { began: at, steps, first: time, growth });
     }
 
-    /// How many steps will be like this one, in which all decode: until one has its last token, or
-    /// blocks run out.
+    /// How many steps will be like this one, in which all decode: until one has its last token or
+    /// fills a block that others may look for, or blocks run out.
     fn alike(&self) -> u64 {
-        let least = self.running.iter().map(Sequence::left).min().unwrap_or(1);
+        let size = self.options.block_tokens;
+        // Of two that fill blocks alike the first one is found.
+        let until_full = |one: &Sequence| match one.job.answer.len() {
+            0 => u32::MAX,
+            _ => size - one.computed % size,
+        };
+        let least = self.running.iter().map(|one| one.left().min(until_full(one)));
+        let least = least.min().unwrap_or(1);
         let most = u64::from(least).min(self.options.leap_max).max(1);
         let fits = |steps: u64| {
             let more = u32::try_from(steps - 1).unwrap_or(u32::MAX);
@@ -324,6 +335,7 @@ impl Vllm {
             // All before the first is let go of, as it would have been step by step.
             let need = self.blocks_for(self.running[index].computed);
             self.grow(index, need);
+            self.tell(index);
         }
         let mut index = 0;
         while index < self.running.len() {
@@ -353,11 +365,28 @@ impl Vllm {
         }
     }
 
+    /// Lets others find the blocks that an answer has filled.
+    fn tell(&mut self, index: usize) {
+        let one = &mut self.running[index];
+        if one.job.answer.is_empty() || !self.options.prefix_caching {
+            return;
+        }
+        let full = (one.computed / self.options.block_tokens) as usize;
+        for place in one.told..full.min(one.blocks.len()) {
+            if let Some(content) = one.job.content(self.options.block_tokens, place) {
+                self.pool.fill(one.blocks[place], content);
+            }
+        }
+        one.told = one.told.max(full);
+    }
+
     /// Takes a request out of the queue if all that it has so far fits.
     fn take_in(&mut self, one: &mut Sequence) -> bool {
         let tokens = one.tokens();
-        let hits = self.hits(&one.job.blocks, one.job.prompt, tokens);
-        let found = || one.job.blocks[..hits].iter().filter_map(|&content| self.pool.find(content));
+        let size = self.options.block_tokens;
+        let contents = || (0..).map_while(|place| one.job.content(size, place));
+        let hits = self.hits(contents(), tokens);
+        let found = || contents().take(hits).filter_map(|content| self.pool.find(content));
         let idle = found().filter(|&block| self.pool.is_free(block)).count();
         let need = self.blocks_for(tokens);
         if self.pool.available() < (need - hits).saturating_add(idle) {
@@ -369,12 +398,13 @@ impl Vllm {
             self.pool.share(block);
             one.blocks.push(block);
         }
-        let full = (one.job.prompt / self.options.block_tokens) as usize;
-        for index in hits..need {
-            let content = one.job.blocks.get(index).copied();
-            let content = content.filter(|_| index < full && self.options.prefix_caching);
+        let full = (tokens / size) as usize;
+        for place in hits..need {
+            let content = one.job.content(size, place);
+            let content = content.filter(|_| place < full && self.options.prefix_caching);
             one.blocks.extend(self.pool.take(content));
         }
+        one.told = full;
         one.prefill = tokens;
         one.computed = u32::try_from(hits).unwrap_or(0) * self.options.block_tokens;
         one.cached.get_or_insert(one.computed);

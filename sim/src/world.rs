@@ -281,6 +281,7 @@ impl<'a> World<'a> {
                         blocks: request.blocks.clone(),
                         prompt: request.prompt,
                         output: request.output,
+                        ..Job::default()
                     };
                     if self.servers[server].vllm.submit(job, self.now).is_err() {
                         self.settle(id, Fate::Refused, End::Refused);

@@ -87,14 +87,22 @@ impl Pool {
     /// they find another one already.
     pub(super) fn take(&mut self, content: Option<u64>) -> Option<BlockIndex> {
         let block = self.empty()?;
-        let content = content.filter(|content| !self.found.contains_key(content));
+        let taken = &mut self.blocks[block as usize];
+        taken.content = None;
+        taken.users = 1;
         if let Some(content) = content {
+            self.fill(block, content);
+        }
+        Some(block)
+    }
+
+    /// Others will find a block that is in use by its `content`, unless they find it already.
+    pub(super) fn fill(&mut self, block: BlockIndex, content: u64) {
+        let filled = &mut self.blocks[block as usize];
+        if filled.content.is_none() && !self.found.contains_key(&content) {
+            filled.content = Some(content);
             self.found.insert(content, block);
         }
-        let taken = &mut self.blocks[block as usize];
-        taken.content = content;
-        taken.users = 1;
-        Some(block)
     }
 
     /// One user less. Who lets go of several at once begins with the one to be given away first.

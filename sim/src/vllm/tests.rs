@@ -20,8 +20,28 @@ const OPTIONS: Options = Options::new(GPU, 4);
 /// When, what its blocks hold, how many tokens of prompt and of answer.
 type Arrival<'a> = (u64, &'a [u64], u32, u32);
 
+/// What the answers of such prompts hold.
+type Answer = fn(&[u64]) -> Vec<u64>;
+
 /// Runs all arrivals to their end; request numbers are places in the list.
 fn run(options: Options, arrivals: &[Arrival<'_>]) -> (Vec<(u64, Event)>, Vllm) {
+    run_with(options, arrivals, unknown)
+}
+
+fn unknown(_: &[u64]) -> Vec<u64> {
+    Vec::new()
+}
+
+/// Prompts go on as the answers of shorter ones do.
+fn what_comes_next(blocks: &[u64]) -> Vec<u64> {
+    blocks[1..].to_vec()
+}
+
+fn run_with(
+    options: Options,
+    arrivals: &[Arrival<'_>],
+    answer: Answer,
+) -> (Vec<(u64, Event)>, Vllm) {
     let mut vllm = Vllm::new(options);
     let mut said = Vec::new();
     let mut coming = (0..).zip(arrivals).peekable();
@@ -36,7 +56,7 @@ fn run(options: Options, arrivals: &[Arrival<'_>]) -> (Vec<(u64, Event)>, Vllm) 
             }
             (_, next) => {
                 let (id, &(_, blocks, prompt, output)) = coming.next().expect("it was peeked at");
-                let job = Job { id, blocks: blocks.into(), prompt, output };
+                let job = turn(id, blocks, prompt, output, &answer(blocks));
                 let now = next.expect("there is one");
                 vllm.submit(job, Instant::from_micros(now)).expect("it fits");
                 now
@@ -163,7 +183,13 @@ fn who_came_last_is_thrown_out_and_begins_anew() {
 #[test]
 fn an_aborted_request_says_nothing_more_and_leaves_no_half_block() {
     let mut vllm = Vllm::new(OPTIONS);
-    let job = |id, blocks: &[u64]| Job { id, blocks: blocks.into(), prompt: 24, output: 9 };
+    let job = |id, blocks: &[u64]| Job {
+        id,
+        blocks: blocks.into(),
+        prompt: 24,
+        output: 9,
+        ..Job::default()
+    };
     vllm.submit(job(1, &[1, 2, 3, 4, 5, 6]), Instant::START).expect("it fits");
     vllm.submit(job(2, &[7, 8, 9, 10, 11, 12]), Instant::START).expect("it fits");
     vllm.abort(2, Instant::START);
@@ -176,10 +202,69 @@ fn an_aborted_request_says_nothing_more_and_leaves_no_half_block() {
     assert_eq!(vllm.cached(&[1, 2, 3, 4, 5, 6], 24), 16);
 }
 
+fn turn(id: u64, blocks: &[u64], prompt: u32, output: u32, answer: &[u64]) -> Job {
+    Job { id, blocks: blocks.into(), prompt, output, answer: answer.into() }
+}
+
+/// Runs one request after the other, and tells what each found.
+fn cached(vllm: &mut Vllm, jobs: impl IntoIterator<Item = Job>) -> Vec<u32> {
+    let mut now = Instant::START;
+    let one = |job| {
+        vllm.submit(job, now).expect("it fits");
+        while let Some(at) = vllm.poll_timeout() {
+            vllm.handle_timeout(at);
+            now = at;
+        }
+        let found = std::iter::from_fn(|| vllm.poll_event()).find_map(|event| match event {
+            Event::Done(_, usage) => Some(usage.cached),
+            First(_) => None,
+        });
+        found.expect("it is answered")
+    };
+    jobs.into_iter().map(one).collect()
+}
+
+#[rstest]
+// The prompt fills one block and a half, and seven tokens of the answer are computed: 13 in all.
+#[case::unknown(8, &[], 4)]
+#[case::known(8, &[2, 3], 12)]
+#[case::the_last_token_is_not_computed(6, &[2, 3], 8)]
+#[case::too_short(2, &[2], 4)]
+#[case::other_words(8, &[7, 8], 4)]
+fn answers_are_found_in_the_next_prompt(
+    #[case] output: u32,
+    #[case] answer: &[u64],
+    #[case] found: u32,
+) {
+    for leap_max in [1, u64::MAX] {
+        let mut vllm = Vllm::new(Options { leap_max, ..OPTIONS });
+        let jobs = [turn(1, &[1, 9], 6, output, answer), turn(2, &[1, 2, 3, 4], 16, 1, &[])];
+        assert_eq!(cached(&mut vllm, jobs), [0, found]);
+        assert_eq!(vllm.cached(&[1, 2, 3, 4], 17), 16);
+    }
+}
+
+#[test]
+fn an_answer_thrown_out_is_found_when_it_comes_in_again() {
+    let gpu = Gpu { kv_tokens: 28, tokens_max: 100, ..GPU };
+    let busy = [&[13, 14][..], &[]].map(|answer| {
+        let mut vllm = Vllm::new(Options::new(gpu, 4));
+        vllm.submit(turn(1, &[1, 2], 8, 12, &[]), Instant::START).expect("it fits");
+        vllm.submit(turn(2, &[3], 4, 12, answer), Instant::START).expect("it fits");
+        while let Some(at) = vllm.poll_timeout() {
+            vllm.handle_timeout(at);
+        }
+        assert_eq!((vllm.preemptions(), vllm.accounts()), (1, (0, 0)));
+        vllm.busy()
+    });
+    // The last of its two blocks is given away, the other one is not computed again.
+    assert_eq!(busy[1] - busy[0], Duration::from_micros(4));
+}
+
 #[test]
 fn what_never_fits_is_refused() {
     let mut vllm = Vllm::new(OPTIONS);
-    let job = Job { id: 0, blocks: [1].into(), prompt: 40, output: 1 };
+    let job = Job { blocks: [1].into(), prompt: 40, output: 1, ..Job::default() };
     assert_eq!(vllm.submit(job, Instant::START), Err(TooLong));
     assert_eq!(vllm.poll_timeout(), None);
 }
@@ -198,16 +283,22 @@ fn caches_can_be_lost() {
 fn a_stalled_server_says_nothing_for_a_while() {
     let mut vllm = Vllm::new(OPTIONS);
     vllm.stall(Instant::from_millis(10), Instant::START);
-    let job = Job { id: 0, blocks: [1].into(), prompt: 4, output: 1 };
+    let job = Job { blocks: [1].into(), prompt: 4, output: 1, ..Job::default() };
     vllm.submit(job, Instant::START).expect("it fits");
     assert_eq!(vllm.poll_timeout(), Some(Instant::from_micros(11_004)));
 }
 
 #[rstest]
-#[case::roomy(400, 3)]
-#[case::tight(64, 3)]
-#[case::crowded(4_000, 64)]
-fn leaps_change_nothing(#[case] kv_tokens: u64, #[case] requests_max: usize) {
+#[case::roomy(400, 3, unknown)]
+#[case::tight(64, 3, unknown)]
+#[case::crowded(4_000, 64, unknown)]
+#[case::answers_known(400, 3, what_comes_next)]
+#[case::answers_known_tight(64, 3, what_comes_next)]
+fn leaps_change_nothing(
+    #[case] kv_tokens: u64,
+    #[case] requests_max: usize,
+    #[case] answer: Answer,
+) {
     let gpu = Gpu { kv_tokens, requests_max, context_ns: 77, ..GPU };
     let mut rng = Rng::new(kv_tokens);
     let mut arrivals = Vec::new();
@@ -224,8 +315,8 @@ fn leaps_change_nothing(#[case] kv_tokens: u64, #[case] requests_max: usize) {
         arrivals.push((at, &blocks[..], prompt, 1 + rng.below(30) as u32));
     }
     let options = Options::new(gpu, 4);
-    let (leaping, fast) = run(options, &arrivals);
-    let (stepping, slow) = run(Options { leap_max: 1, ..options }, &arrivals);
+    let (leaping, fast) = run_with(options, &arrivals, answer);
+    let (stepping, slow) = run_with(Options { leap_max: 1, ..options }, &arrivals, answer);
     let differs = leaping.iter().zip(&stepping).position(|(leap, step)| leap != step);
     assert_eq!(differs, None);
     assert_eq!((fast.busy(), fast.preemptions()), (slow.busy(), slow.preemptions()));

@@ -32,7 +32,7 @@ impl Options {
 }
 
 /// A request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Job {
     /// Whose it is; each only once at a time.
     pub id: u64,
@@ -43,6 +43,20 @@ pub struct Job {
     pub prompt: u32,
     /// Tokens of the answer.
     pub output: u32,
+    /// What the blocks hold that the answer fills, the first of them the one that the prompt began;
+    /// empty: nobody will ask for them.
+    pub answer: Arc<[u64]>,
+}
+
+impl Job {
+    /// What the block at this place holds once it is full.
+    pub(super) fn content(&self, block_tokens: u32, place: usize) -> Option<u64> {
+        let whole = (self.prompt / block_tokens) as usize;
+        match place.checked_sub(whole) {
+            None => self.blocks.get(place).copied(),
+            Some(place) => self.answer.get(place).copied(),
+        }
+    }
 }
 
 /// What an answer says of its cost.
