@@ -64,6 +64,28 @@ fn json_says_the_same() {
     }
 }
 
+/// Two turns of a chat: 40 tokens of prompt, 25 of answer, and then 40 more of prompt.
+#[rstest]
+#[case::answers_known(", \"output_hash_ids\": [4, 5]", 64)]
+#[case::answers_unknown("", 32)]
+fn blocks_are_as_small_as_told(#[case] answer: &str, #[case] cached: u32) {
+    let file = scratch(&format!("blocks-{cached}.jsonl"));
+    let lines = format!(
+        "{{\"timestamp\": 0, \"input_length\": 40, \"output_length\": 25, \
+         \"hash_ids\": [1, 2, 3]{answer}}}\n{{\"timestamp\": 5000, \"input_length\": 105, \
+         \"output_length\": 1, \"hash_ids\": [1, 2, 4, 5, 6, 7, 8]}}\n"
+    );
+    std::fs::write(&file, lines).unwrap();
+    let arguments = "--block-tokens 16 --backends 1 --rate 0.2 --policy cache-aware --json";
+    let document: Value =
+        serde_json::from_str(&printed(&format!("{} {arguments}", file.display()))).unwrap();
+    let hit = f64::from(cached) / 145.0;
+    for found in [&document["hit_inf"], &document["hit_pool"], &document["runs"][0]["hit"]] {
+        assert!((found.as_f64().unwrap() - hit).abs() < 1e-9, "{document}");
+    }
+    std::fs::remove_file(file).unwrap();
+}
+
 #[test]
 fn pictures_are_drawn() {
     let directory = scratch("pictures").join("below");
@@ -98,6 +120,8 @@ fn lengths_without_contents_will_do() {
 #[case::rate_nan("tool --rate NaN", "`NaN` for --rate: ")]
 #[case::backends("tool --backends 0", "`0` for --backends: ")]
 #[case::gpu("tool --gpu h200", "`h200` for --gpu: ")]
+#[case::block_tokens("tool --block-tokens 0", "`0` for --block-tokens: ")]
+#[case::blocks_made_up("tool --block-tokens 17", "`17` for --block-tokens: expected a trace with ")]
 #[case::part("tool --leaving 2", "`2` for --leaving: ")]
 #[case::fault("tool --fault explode:1@2", "`explode:1@2` for --fault: ")]
 #[case::fault_elsewhere("tool --fault down:8@50", "`8` for --fault: expected a server from 0 to 7")]

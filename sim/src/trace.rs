@@ -8,20 +8,21 @@ mod text;
 
 pub use generate::{Kind, generate};
 
+use crate::vllm::Job;
 use serde::Deserialize;
 use std::fmt;
 use std::sync::Arc;
 use vllm_proxy_core::time::{Duration, Instant};
 
-/// Tokens of one block of a Mooncake trace.
-const MOONCAKE_BLOCK: u32 = 512;
+/// Tokens of one block of the traces that Mooncake published.
+pub const MOONCAKE_BLOCK: u32 = 512;
 /// How coarse some of these traces tell the time.
 const MOONCAKE_BUCKET: Duration = Duration::from_secs(3);
 /// Longer prompts and answers than any model takes: a mistake in the file.
 const TOKENS_MAX: u32 = 1 << 24;
 
 /// One request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
     /// When its client sends it.
     pub at: Instant,
@@ -31,6 +32,22 @@ pub struct Request {
     pub prompt: u32,
     /// Tokens of the answer.
     pub output: u32,
+    /// What the blocks hold that the answer fills, the first of them the one that the prompt began;
+    /// empty: that is not known.
+    pub answer: Arc<[u64]>,
+}
+
+impl Request {
+    /// The same for a server, under this number.
+    pub fn job(&self, id: u64) -> Job {
+        Job {
+            id,
+            blocks: self.blocks.clone(),
+            prompt: self.prompt,
+            output: self.output,
+            answer: self.answer.clone(),
+        }
+    }
 }
 
 /// Requests in the order of their arrival.
@@ -70,27 +87,31 @@ pub enum Bursts {
 }
 
 impl Workload {
-    /// Reads a trace of any kind that is known.
-    pub fn read(text: &str, bursts: Bursts) -> Result<Self, TraceError> {
+    /// Reads a trace of any kind that is known. `block_tokens` is what one of `hash_ids` stands
+    /// for.
+    pub fn read(text: &str, bursts: Bursts, block_tokens: u32) -> Result<Self, TraceError> {
         if text.starts_with(azure::HEADER) {
             Self::azure(text)
         } else {
-            Self::mooncake(text, bursts)
+            Self::mooncake(text, bursts, block_tokens)
         }
     }
 
     /// Reads a trace as Mooncake published them (kvcache-ai/Mooncake, FAST'25): JSON lines with
-    /// `timestamp` in milliseconds, `input_length`, `output_length` and `hash_ids`.
-    pub fn mooncake(text: &str, bursts: Bursts) -> Result<Self, TraceError> {
+    /// `timestamp` in milliseconds, `input_length`, `output_length` and `hash_ids`, one for each
+    /// `block_tokens`. `output_hash_ids` are ours: the blocks that the answer fills.
+    pub fn mooncake(text: &str, bursts: Bursts, block_tokens: u32) -> Result<Self, TraceError> {
         #[derive(Deserialize)]
         struct Line {
             timestamp: u64,
             input_length: u32,
             output_length: u32,
             hash_ids: Vec<u64>,
+            #[serde(default)]
+            output_hash_ids: Vec<u64>,
         }
         const SHAPE: &str = "{\"timestamp\": milliseconds, \"input_length\": tokens, \
-                             \"output_length\": tokens, \"hash_ids\": [a number per 512 tokens]}";
+                             \"output_length\": tokens, \"hash_ids\": [a number per block]}";
         let mut requests = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
             if line.trim().is_empty() {
@@ -102,17 +123,25 @@ impl Workload {
             if tokens[0] == 0 || tokens.iter().any(|&tokens| tokens > TOKENS_MAX) {
                 return Err(wrong("a prompt of 1 to 16777216 tokens"));
             }
-            if line.hash_ids.len() != line.input_length.div_ceil(MOONCAKE_BLOCK) as usize {
-                return Err(wrong("one hash_id for each 512 tokens of input_length"));
+            if line.hash_ids.len() != line.input_length.div_ceil(block_tokens) as usize {
+                return Err(wrong(
+                    "one hash_id for each block of input_length (512 tokens, or as \
+                                  many as --block-tokens says)",
+                ));
+            }
+            let whole = (tokens[0] + tokens[1]) / block_tokens - tokens[0] / block_tokens;
+            if line.output_hash_ids.len() > whole as usize {
+                return Err(wrong("no more output_hash_ids than blocks that the answer fills"));
             }
             requests.push(Request {
                 at: Instant::from_millis(line.timestamp),
                 blocks: line.hash_ids.into(),
                 prompt: line.input_length,
                 output: line.output_length.max(1),
+                answer: line.output_hash_ids.into(),
             });
         }
-        let mut workload = Self::sorted(MOONCAKE_BLOCK, requests)?;
+        let mut workload = Self::sorted(block_tokens, requests)?;
         if bursts == Bursts::Spread && workload.is_coarse() {
             workload.spread();
         }
@@ -166,9 +195,8 @@ impl Workload {
 
     /// The part of all prompt tokens that one cache of this size would find at best.
     pub fn hits_of_one_cache(&self, kv_tokens: u64) -> f64 {
-        let requests = self.requests.iter();
-        let requests = requests.map(|one| (&*one.blocks, one.prompt, one.output));
-        let hits = crate::vllm::ideal_hits(requests, kv_tokens, self.block_tokens);
+        let jobs = self.requests.iter().map(|request| request.job(0));
+        let hits = crate::vllm::ideal_hits(jobs, kv_tokens, self.block_tokens);
         hits as f64 / self.prompt_tokens().max(1) as f64
     }
 
@@ -216,9 +244,11 @@ mod tests {
     fn coarse_times_are_spread_over_their_bucket() {
         let lines = [0, 0, 0, 3_000, 5_999, 5_999, 15_000].map(|at| line(at, 513, &[1, 2]));
         let text = lines.concat();
-        let workload = Workload::mooncake(&text, Bursts::Spread).expect("it is a trace");
+        let workload =
+            Workload::mooncake(&text, Bursts::Spread, MOONCAKE_BLOCK).expect("it is a trace");
         assert_eq!(times(&workload), [0, 1_000, 2_000, 3_000, 5_999, 7_499, 15_000]);
-        let workload = Workload::mooncake(&text, Bursts::Keep).expect("it is a trace");
+        let workload =
+            Workload::mooncake(&text, Bursts::Keep, MOONCAKE_BLOCK).expect("it is a trace");
         assert_eq!(times(&workload), [0, 0, 0, 3_000, 5_999, 5_999, 15_000]);
         assert_eq!(*workload.requests[0].blocks, [1, 2]);
         assert_eq!((workload.requests[0].prompt, workload.requests[0].output), (513, 7));
@@ -228,17 +258,40 @@ mod tests {
     #[test]
     fn fine_times_stay() {
         let text = [0, 0, 40, 277, 3_000].map(|at| line(at, 1, &[1])).concat();
-        let workload = Workload::mooncake(&text, Bursts::Spread).expect("it is a trace");
+        let workload =
+            Workload::mooncake(&text, Bursts::Spread, MOONCAKE_BLOCK).expect("it is a trace");
         assert_eq!(times(&workload), [0, 0, 40, 277, 3_000]);
     }
 
     #[test]
     fn a_rate_compresses_time() {
         let text = [1_000, 2_000, 4_000, 9_000].map(|at| line(at, 1, &[1])).concat();
-        let workload = Workload::mooncake(&text, Bursts::Keep).expect("it is a trace");
+        let workload =
+            Workload::mooncake(&text, Bursts::Keep, MOONCAKE_BLOCK).expect("it is a trace");
         let workload = workload.at_rate(1.5);
         assert_eq!(times(&workload), [0, 250, 750, 2_000]);
         assert_eq!(workload.span(), Duration::from_secs(2));
+    }
+
+    #[rstest]
+    #[case::published(512, &[9], 1, &[])]
+    #[case::small_blocks(16, &[1, 2, 3], 40, &[])]
+    #[case::answered(16, &[1, 2, 3], 40, &[4, 5])]
+    #[case::answered_in_part(16, &[1, 2, 3], 40, &[4])]
+    fn blocks_are_of_any_size(
+        #[case] block_tokens: u32,
+        #[case] ids: &[u64],
+        #[case] input: u32,
+        #[case] answer: &[u64],
+    ) {
+        let line = line(0, input, ids).replace("_length\": 7", "_length\": 30");
+        let line = line.replace('}', &format!(", \"output_hash_ids\": {answer:?}}}"));
+        let workload = Workload::mooncake(&line, Bursts::Keep, block_tokens);
+        let workload = workload.expect("it is a trace");
+        assert_eq!(workload.block_tokens, block_tokens);
+        let request = &workload.requests[0];
+        assert_eq!((&*request.blocks, request.prompt, request.output), (ids, input, 30));
+        assert_eq!(&*request.answer, answer);
     }
 
     #[rstest]
@@ -250,8 +303,10 @@ mod tests {
     #[case::no_prompt(&line(0, 0, &[]), 1)]
     #[case::too_long(&line(0, u32::MAX, &[]), 1)]
     #[case::ids_missing(&[line(0, 1, &[1]), line(0, 513, &[1])].concat(), 2)]
+    #[case::small_blocks(&line(0, 16, &[1]).replace('}', ", \"output_hash_ids\": [1]}"), 1)]
     fn what_is_no_trace_is_told_with_its_line(#[case] text: &str, #[case] line: usize) {
-        let error = Workload::mooncake(text, Bursts::Spread).expect_err("it is no trace");
+        let error =
+            Workload::mooncake(text, Bursts::Spread, MOONCAKE_BLOCK).expect_err("it is no trace");
         assert_eq!(error.line, line);
     }
 }

@@ -17,7 +17,7 @@ pub use router::{Answer, Ask, End, Router, Server};
 
 use crate::checks;
 use crate::trace::Workload;
-use crate::vllm::{Event as Said, Job, Options, Usage, Vllm};
+use crate::vllm::{Event as Said, Options, Usage, Vllm};
 use clients::Client;
 use events::{Events, Kind};
 use vllm_proxy_core::route::Failure;
@@ -276,14 +276,8 @@ impl<'a> World<'a> {
                         failure = Some(Failure::Connect);
                         continue;
                     }
-                    let job = Job {
-                        id: id as u64,
-                        blocks: request.blocks.clone(),
-                        prompt: request.prompt,
-                        output: request.output,
-                        ..Job::default()
-                    };
-                    if self.servers[server].vllm.submit(job, self.now).is_err() {
+                    let vllm = &mut self.servers[server].vllm;
+                    if vllm.submit(request.job(id as u64), self.now).is_err() {
                         self.settle(id, Fate::Refused, End::Refused);
                     } else {
                         self.events.wake_server(server, self.servers[server].vllm.poll_timeout());

@@ -2,13 +2,13 @@
 
 use std::time::Duration;
 use vllm_proxy_sim::policies;
-use vllm_proxy_sim::trace::{Bursts, Workload};
+use vllm_proxy_sim::trace::{Bursts, MOONCAKE_BLOCK, Workload};
 use vllm_proxy_sim::vllm::{Gpu, Options};
 use vllm_proxy_sim::world::{Clients, Outcome, Setup, run};
 
 fn conversation() -> Workload {
     let text = include_str!("mooncake/conversation-400.jsonl");
-    Workload::mooncake(text, Bursts::Spread).expect("it is a trace")
+    Workload::mooncake(text, Bursts::Spread, MOONCAKE_BLOCK).expect("it is a trace")
 }
 
 fn replay(workload: &Workload, servers: usize, kv_tokens: u64, policy: &str) -> Outcome {

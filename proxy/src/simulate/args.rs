@@ -5,7 +5,7 @@ use crate::usage::{Invalid, UsageError};
 use std::path::PathBuf;
 use vllm_proxy_sim::policies::{self, Named};
 use vllm_proxy_sim::report::Bounds;
-use vllm_proxy_sim::trace::{Bursts, Kind, Workload, generate};
+use vllm_proxy_sim::trace::{Bursts, Kind, MOONCAKE_BLOCK, Workload, generate};
 use vllm_proxy_sim::vllm::{Gpu, Options};
 use vllm_proxy_sim::world::{Clients, Setup};
 
@@ -34,6 +34,7 @@ Examples:
   vllm-proxy simulate tool --rate 4.2
   vllm-proxy simulate conversation_trace.jsonl --rate 0.55 --policy least-load,llmd-affinity,smg
   vllm-proxy simulate tool --rate 3 --fault down:0@50 --fault up:0@70
+  vllm-proxy simulate recorded.jsonl --block-tokens 16 --kv-tokens 262144
   vllm-proxy simulate hot --backends 16 --json
   vllm-proxy simulate unique --rate 0.8 --plot pictures
 
@@ -51,7 +52,8 @@ pub(crate) struct Args {
     /// or unique
     ///
     /// A file is a trace as Mooncake published them (JSON lines with timestamp, input_length,
-    /// output_length and hash_ids) or as Azure did in 2023 (CSV with TIMESTAMP, ContextTokens and
+    /// output_length and hash_ids, and, if known, output_hash_ids: those of the blocks that the
+    /// answer fills, the first of them the one that the prompt began) or as Azure did in 2023 (CSV with TIMESTAMP, ContextTokens and
     /// GeneratedTokens).
     #[arg(value_name = "TRACE")]
     given: Option<String>,
@@ -123,6 +125,13 @@ pub(crate) struct Args {
     /// Only the first N requests [default: 6000 if made up, else all]
     #[arg(long, value_name = "N", value_parser = count_to(10_000_000), help_heading = "Traffic")]
     requests: Option<usize>,
+
+    /// Tokens that each of a trace's hash_ids stands for, and a block of a cache [default: 512]
+    #[arg(
+        long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536),
+        help_heading = "Traffic"
+    )]
+    block_tokens: Option<u32>,
 
     /// Requests of one timestamp come at once, where timestamps are coarse
     ///
@@ -201,9 +210,16 @@ impl Args {
             return Err(UsageError::value("--fault", &server, &Invalid::expected(expected)));
         }
         let per_second = self.rate * self.backends as f64;
+        let sized = |workload: Workload| match self.block_tokens {
+            Some(tokens) if tokens != workload.block_tokens => {
+                let expected = Invalid::expected("a trace with hash_ids for it".to_owned());
+                Err(UsageError::value("--block-tokens", &tokens.to_string(), &expected))
+            }
+            Some(_) | None => Ok(workload.at_rate(per_second)),
+        };
         if let Ok(kind) = self.trace.parse::<Kind>() {
             let count = self.requests.unwrap_or(MADE_UP);
-            return Ok(generate(kind, count, per_second, self.seed).at_rate(per_second));
+            return sized(generate(kind, count, per_second, self.seed));
         }
         let wrong = |why: &dyn std::fmt::Display| {
             let expected = format!("a trace, or one of {names} ({why})");
@@ -211,8 +227,10 @@ impl Args {
         };
         let text = std::fs::read_to_string(&self.trace).map_err(|error| wrong(&error))?;
         let bursts = if self.bursts { Bursts::Keep } else { Bursts::Spread };
-        let workload = Workload::read(&text, bursts).map_err(|error| wrong(&error))?;
-        Ok(workload.first(self.requests.unwrap_or(usize::MAX)).at_rate(per_second))
+        let block_tokens = self.block_tokens.unwrap_or(MOONCAKE_BLOCK);
+        let workload = Workload::read(&text, bursts, block_tokens);
+        let workload = workload.map_err(|error| wrong(&error))?;
+        sized(workload.first(self.requests.unwrap_or(usize::MAX)))
     }
 
     pub(super) fn setup<'a>(&self, workload: &'a Workload) -> Setup<'a> {

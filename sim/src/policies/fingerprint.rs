@@ -29,7 +29,7 @@ mod tests {
     use vllm_proxy_core::time::Instant;
 
     fn chunks(blocks: &[u64], prompt: u32, block_tokens: u32, token_bytes_milli: u64) -> Vec<u64> {
-        let request = Request { at: Instant::START, blocks: blocks.into(), prompt, output: 1 };
+        let request = Request { blocks: blocks.into(), prompt, output: 1, ..Request::default() };
         let mut chunks = vec![7];
         let ask = Ask {
             id: 0,

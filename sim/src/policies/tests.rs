@@ -9,7 +9,7 @@ use std::cell::Cell;
 use vllm_proxy_core::time::Instant;
 
 fn request(blocks: &[u64], prompt: u32) -> Request {
-    Request { at: Instant::START, blocks: blocks.into(), prompt, output: 1 }
+    Request { blocks: blocks.into(), prompt, output: 1, ..Request::default() }
 }
 
 fn ask(request: &Request, id: u64) -> Ask<'_> {

@@ -22,7 +22,7 @@ impl Workload {
             let wrong = TraceError { line: number, expected };
             let (at, prompt, output) = row(line).ok_or(wrong)?;
             let blocks = fresh.by_ref().take(prompt.div_ceil(BLOCK_TOKENS) as usize).collect();
-            requests.push(Request { at, blocks, prompt, output });
+            requests.push(Request { at, blocks, prompt, output, ..Request::default() });
         }
         Self::sorted(BLOCK_TOKENS, requests)
     }

@@ -157,6 +157,7 @@ impl Traffic {
                 blocks: text.blocks(),
                 prompt: text.tokens(),
                 output: answered,
+                ..Request::default()
             });
             // The next prompt begins with this answer; a tool runs, or a person reads.
             let piece = self.fresh();

@@ -115,7 +115,13 @@ fn the_engine_takes_turns_as_the_plain_policy_does() {
 }
 
 fn request(at_ms: u64, blocks: &[u64], prompt: u32, output: u32) -> Request {
-    Request { at: Instant::from_millis(at_ms), blocks: blocks.into(), prompt, output }
+    Request {
+        at: Instant::from_millis(at_ms),
+        blocks: blocks.into(),
+        prompt,
+        output,
+        ..Request::default()
+    }
 }
 
 #[rstest]
