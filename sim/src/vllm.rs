@@ -20,7 +20,7 @@ mod words;
 
 pub use gpu::Gpu;
 pub use ideal::ideal_hits;
-pub use words::{Event, Gauges, Job, Options, TooLong, Usage};
+pub use words::{Event, Gauges, Job, Options, Progress, TooLong, Usage};
 
 use leap::Leap;
 use pool::{BlockIndex, Pool};
@@ -155,6 +155,28 @@ impl Vllm {
     /// Forgets all prefixes that nobody uses.
     pub fn forget(&mut self) {
         self.pool.forget();
+    }
+
+    /// Forgets all prefixes, those in use too: whoever is in the batch begins anew.
+    pub fn forget_all(&mut self) {
+        while let Some(mut last) = self.running.pop() {
+            if last.aborted {
+                self.free(&mut last);
+            } else {
+                self.running.push(last);
+                self.throw_out_the_last();
+            }
+        }
+        self.forget();
+    }
+
+    /// How far each request in the batch is, in the order in which they came in.
+    pub fn batch(&self) -> impl Iterator<Item = Progress> {
+        self.running.iter().map(|one| Progress {
+            id: one.job.id,
+            cached: one.cached.unwrap_or(0),
+            made: one.made,
+        })
     }
 
     /// Begins no step before `until`.

@@ -71,7 +71,8 @@ impl Gpu {
     /// before doubles the cost of a token at 32,768.
     pub fn prefill(&self, before: u64, tokens: u64) -> u64 {
         let attention = before * tokens + tokens * tokens / 2;
-        self.prefill_ns * tokens + self.prefill_ns * attention / 32_768
+        // Saturated only by hardware that takes a second for each token.
+        self.prefill_ns * tokens + self.prefill_ns.saturating_mul(attention) / 32_768
     }
 
     /// How long the next token of a request with `context` tokens takes.

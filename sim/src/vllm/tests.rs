@@ -280,6 +280,28 @@ fn caches_can_be_lost() {
 }
 
 #[test]
+fn who_is_in_the_batch_can_be_made_to_begin_anew() {
+    let mut vllm = Vllm::new(OPTIONS);
+    let job = |id| turn(id, &[id], 4, 9, &[]);
+    let progress = |id, made| Progress { id, cached: 0, made };
+    vllm.submit(job(1), Instant::START).expect("it fits");
+    vllm.submit(job(2), Instant::START).expect("it fits");
+    assert_eq!(vllm.batch().collect::<Vec<_>>(), [progress(1, 0)]);
+    let first = vllm.poll_timeout().expect("a step is under way");
+    vllm.handle_timeout(first);
+    assert_eq!(vllm.batch().collect::<Vec<_>>(), [progress(1, 1), progress(2, 0)]);
+    vllm.abort(2, first);
+    vllm.forget_all();
+    assert_eq!((vllm.in_flight(), vllm.accounts(), vllm.cached(&[1], 8)), (1, (0, 0), 0));
+    while let Some(at) = vllm.poll_timeout() {
+        vllm.handle_timeout(at);
+    }
+    assert_eq!(vllm.poll_event(), Some(First(1)), "only once");
+    assert_eq!(vllm.poll_event(), Some(done(1, 4, 0, 9)));
+    assert_eq!((vllm.poll_event(), vllm.preemptions(), vllm.accounts()), (None, 1, (0, 0)));
+}
+
+#[test]
 fn a_stalled_server_says_nothing_for_a_while() {
     let mut vllm = Vllm::new(OPTIONS);
     vllm.stall(Instant::from_millis(10), Instant::START);

@@ -70,6 +70,17 @@ pub struct Usage {
     pub completion: u32,
 }
 
+/// How far a request in the batch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// Whose it is.
+    pub id: u64,
+    /// Tokens of its prompt that it found when it first came in.
+    pub cached: u32,
+    /// Tokens of its answer so far.
+    pub made: u32,
+}
+
 /// What a server says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
