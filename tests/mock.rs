@@ -5,6 +5,8 @@
 mod adapters;
 #[path = "mock/audio.rs"]
 mod audio;
+#[path = "mock/cache.rs"]
+mod cache;
 #[path = "mock/demo.rs"]
 mod demo;
 #[path = "mock/dev.rs"]

@@ -9,6 +9,7 @@ mod answers;
 mod anthropic;
 mod audio;
 mod check;
+mod clock;
 mod connection;
 mod dev;
 mod dialect;
@@ -16,6 +17,7 @@ mod engine;
 mod events;
 mod form;
 mod generate;
+mod machine;
 mod metrics;
 mod openai;
 mod orders;
@@ -25,6 +27,7 @@ mod realtime;
 mod request;
 mod responses;
 mod routes;
+mod run;
 mod state;
 mod store;
 mod tokens;
@@ -32,8 +35,12 @@ mod websocket;
 mod wire;
 
 use crate::stop;
-use clap::builder::{NonEmptyStringValueParser, RangedU64ValueParser};
+use clap::builder::{
+    NonEmptyStringValueParser, PossibleValuesParser, RangedU64ValueParser, TypedValueParser,
+};
 use http_types::StatusCode;
+use machine::BLOCK_TOKENS;
+use run::Pace;
 use smol::channel::{Receiver, Sender, bounded};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -41,16 +48,20 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use vllm_proxy_sim::faults::Chances;
-use vllm_proxy_sim::reply::Pace;
+use vllm_proxy_sim::vllm::{Gpu, Options};
 
 const AFTER_HELP: &str = "\
 Text:
   The model says three-letter words that follow from the prompt and --seed: the same request gets
   the same text, wherever it runs. Four bytes of text are one token, in prompts and in answers.
 
-Timing:
-  A prompt is read at --prefill-tps, one at a time; --ttft-ms later comes the first token, and then
-  one every --itl-ms. A client that leaves ends its request at once.
+Timing and cache:
+  It computes step by step as vLLM does: prompts and answers share a batch, long prompts are cut in
+  chunks, and what does not fit waits or, when the KV cache is full, begins anew. How long a step
+  takes follows from --gpu; the options of timing override that. Prompts that begin like earlier ones
+  are not computed as far as they do, in full blocks of 16 tokens of the rendered prompt (tools,
+  system, messages), answers included; other models, adapters and values of cache_salt share nothing.
+  A client that leaves ends its request at once.
 
 Routes that vLLM has only with some options:
   --dev-mode: an engine that is paused or asleep answers 503, in streams by an event. There is one
@@ -61,8 +72,8 @@ Routes that vLLM has only with some options:
 
 Orders within a request:
   The JSON field \"mock\" of a request, which a real vLLM ignores, overrides the options:
-    \"ttft_ms\": N    in place of --ttft-ms and of reading the prompt
-    \"itl_ms\": N     in place of --itl-ms
+    \"ttft_ms\": N    in place of all that passes before the first token
+    \"itl_ms\": N     between the tokens, whatever the machine does
     \"tokens\": N     in place of --tokens
     \"fail\": FAULT   one of
       500, 503, ..   an error answer with this status, in vLLM's words
@@ -85,6 +96,8 @@ Examples:
   vllm-proxy mock --port 8002 --model demo/chat-8b --model chat --fail-rate 0.1 --seed 7
   curl -N http://127.0.0.1:8001/v1/chat/completions -H 'content-type: application/json' -d \\
     '{\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}],\"stream\":true,\"mock\":{\"fail\":\"cut\",\"after\":3}}'";
+
+const SECOND_NS: u64 = 1_000_000_000;
 
 /// The most of anything that is counted.
 const MANY: u64 = u32::MAX as u64;
@@ -129,17 +142,39 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 0, value_name = "N", help_heading = "Model")]
     pub(crate) seed: u64,
 
-    /// Milliseconds before the first token, apart from reading the prompt
-    #[arg(long, default_value_t = 20, value_name = "MS", help_heading = "Timing")]
+    /// Hardware whose speed and memory it has: h100 or a100, with a model of 8B
+    #[arg(long, default_value = "h100", value_name = "GPU", help_heading = "Hardware")]
+    #[arg(hide_possible_values = true, value_parser = gpu_parser())]
+    pub(crate) gpu: Gpu,
+
+    /// Blocks of 16 tokens that the KV cache has, in place of the hardware's 25,000. Lowers
+    /// --max-model-len to what fits
+    #[arg(long, value_name = "BLOCKS", help_heading = "Hardware")]
+    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(2..=1_000_000))]
+    pub(crate) num_gpu_blocks_override: Option<u32>,
+
+    /// Answers in the batch at once, in place of the hardware's 256; more requests wait
+    #[arg(long, value_name = "N", help_heading = "Hardware")]
+    #[arg(value_parser = RangedU64ValueParser::<u32>::new().range(1..=MANY))]
+    pub(crate) max_num_seqs: Option<u32>,
+
+    /// Compute every prompt as if it were the first of its kind
+    #[arg(long = "no-enable-prefix-caching", help_heading = "Hardware")]
+    pub(crate) no_prefix_caching: bool,
+
+    /// Milliseconds before the first token, apart from reading the prompt; one step at least
+    #[arg(long, default_value_t = 0, value_name = "MS", help_heading = "Timing")]
     pub(crate) ttft_ms: u32,
 
-    /// Prompt tokens read a second, one prompt at a time; 0 reads at once
-    #[arg(long, default_value_t = 16_000, value_name = "TOKENS", help_heading = "Timing")]
-    pub(crate) prefill_tps: u32,
+    /// Prompt tokens read a second, all prompts together, in place of the hardware's; 0 reads at
+    /// once
+    #[arg(long, value_name = "TOKENS", help_heading = "Timing")]
+    pub(crate) prefill_tps: Option<u32>,
 
-    /// Milliseconds between the tokens of one answer; 0 sends them in one burst
-    #[arg(long, default_value_t = 20, value_name = "MS", help_heading = "Timing")]
-    pub(crate) itl_ms: u32,
+    /// Milliseconds between the tokens of one answer, however many there are, in place of the
+    /// hardware's; 0 sends them in one burst
+    #[arg(long, value_name = "MS", help_heading = "Timing")]
+    pub(crate) itl_ms: Option<u32>,
 
     /// Tokens a second of one answer, in place of --itl-ms
     #[arg(long, value_name = "TOKENS", conflicts_with = "itl_ms", help_heading = "Timing")]
@@ -182,6 +217,10 @@ pub(crate) struct Args {
     /// it
     #[arg(long, value_name = "KEY", help_heading = "vLLM")]
     pub(crate) api_key: Option<String>,
+
+    /// Tell in usages how many tokens of the prompt were cached; without it only /v1/responses does
+    #[arg(long = "enable-prompt-tokens-details", help_heading = "vLLM")]
+    pub(crate) prompt_tokens_details: bool,
 
     /// Keep responses for `GET /v1/responses/{id}` and `previous_response_id`, as vLLM does with
     /// VLLM_ENABLE_RESPONSES_API_STORE=1
@@ -244,6 +283,11 @@ fn adapter(value: &str) -> Result<Adapter, String> {
     Ok(Adapter { name: name.to_owned(), path })
 }
 
+fn gpu_parser() -> impl TypedValueParser<Value = Gpu> {
+    PossibleValuesParser::new(["h100", "a100"])
+        .try_map(|name| Gpu::named(&name).ok_or("no such hardware"))
+}
+
 fn root_path(value: &str) -> Result<String, String> {
     let prefix = value.trim_end_matches('/');
     if prefix.starts_with('/') { Ok(prefix.to_owned()) } else { Err("expected /prefix".to_owned()) }
@@ -264,15 +308,39 @@ fn error_status(value: &str) -> Result<u16, String> {
 }
 
 impl Args {
-    fn pace(&self) -> Pace {
-        Pace {
-            base: Duration::from_millis(self.ttft_ms.into()),
-            prefill_tps: self.prefill_tps,
-            between: self.decode_tps.map_or_else(
-                || Duration::from_millis(self.itl_ms.into()),
-                |rate| Duration::from_secs(1) / rate,
-            ),
+    /// The hardware, as it is or as it was ordered.
+    fn machine(&self) -> Options {
+        let mut gpu = self.gpu;
+        let millis = |millis: u32| u64::from(millis) * 1_000_000;
+        let step = self.decode_tps.map(|rate| SECOND_NS / u64::from(rate));
+        if let Some(step) = step.or(self.itl_ms.map(millis)) {
+            // Each takes as long as it was told to, however many there are.
+            gpu = Gpu { fixed_ns: step, decode_ns: 0, context_ns: 0, ..gpu };
         }
+        if let Some(rate) = self.prefill_tps {
+            gpu.prefill_ns = SECOND_NS.checked_div(rate.into()).unwrap_or(0);
+        }
+        if let Some(blocks) = self.num_gpu_blocks_override {
+            gpu.kv_tokens = u64::from(blocks) * u64::from(BLOCK_TOKENS);
+        }
+        if let Some(requests) = self.max_num_seqs {
+            gpu.requests_max = usize::try_from(requests).unwrap_or(usize::MAX);
+        }
+        let prefix_caching = !self.no_prefix_caching;
+        Options { prefix_caching, ..Options::new(gpu, BLOCK_TOKENS) }
+    }
+
+    /// Tokens that one request can have in the cache. vLLM keeps one block back.
+    fn kv_room(&self) -> u32 {
+        let tokens = self.machine().kv_tokens.saturating_sub(BLOCK_TOKENS.into());
+        u32::try_from(tokens).unwrap_or(u32::MAX)
+    }
+
+    /// What comes on top of the machine's time. The first step is part of what was ordered.
+    fn pace(&self) -> Pace {
+        let step = Duration::from_nanos(self.machine().gpu.fixed_ns);
+        let first = Duration::from_millis(self.ttft_ms.into());
+        Pace { later: first.saturating_sub(step), ..Pace::default() }
     }
 
     const fn chances(&self) -> Chances {

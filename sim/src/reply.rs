@@ -1,9 +1,8 @@
-//! What a simulated model says and how long it takes: tokens, text and timing of one answer.
+//! What a simulated model says: tokens and text of one answer.
 //!
-//! Knows neither HTTP nor JSON, and nothing of other requests: queues belong to whoever runs many.
-//! Caches and batching are not here either.
+//! Knows neither HTTP nor JSON, and nothing of other requests. How long all of it takes is
+//! [`vllm`](crate::vllm)'s.
 
-use std::time::Duration;
 use vllm_proxy_core::rng::mix;
 
 /// Bytes of text that make one token: about what English takes in the vocabularies of real models.
@@ -28,8 +27,8 @@ pub fn count(text: &str) -> u32 {
 }
 
 /// The tokens of `text`: each id holds its own bytes, so no vocabulary is needed.
-pub fn tokenize(text: &str) -> impl Iterator<Item = u32> {
-    text.as_bytes().chunks(TOKEN_BYTES).map(|chunk| {
+pub fn tokenize(text: &(impl AsRef<[u8]> + ?Sized)) -> impl Iterator<Item = u32> {
+    text.as_ref().chunks(TOKEN_BYTES).map(|chunk| {
         let mut bytes = [0; TOKEN_BYTES];
         bytes[..chunk.len()].copy_from_slice(chunk);
         u32::from_le_bytes(bytes)
@@ -126,32 +125,6 @@ fn hash(text: &str, seed: u64) -> u64 {
     })
 }
 
-/// How fast a simulated server is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
-    /// What every request waits before its first token, be its prompt ever so short.
-    pub base: Duration,
-    /// Prompt tokens read a second; infinite if zero.
-    pub prefill_tps: u32,
-    /// Between one token and the next of the same answer.
-    pub between: Duration,
-}
-
-impl Pace {
-    /// How long the engine reads a prompt of so many tokens. It reads one prompt at a time.
-    pub fn prefill(&self, tokens: u32) -> Duration {
-        if self.prefill_tps == 0 {
-            return Duration::ZERO;
-        }
-        Duration::from_secs(u64::from(tokens)) / self.prefill_tps
-    }
-
-    /// How long after the first token comes token `index`.
-    pub fn token(&self, index: u32) -> Duration {
-        self.between.saturating_mul(index)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,17 +180,5 @@ mod tests {
     fn a_longer_answer_begins_as_the_shorter_one() {
         let long = Reply::new("prompt", 1, BOUNDS).text();
         assert!(long.starts_with(&Reply::new("prompt", 1, Bounds { max: 3, ..BOUNDS }).text()));
-    }
-
-    #[test]
-    fn timing_is_linear() {
-        let pace = Pace {
-            base: Duration::from_millis(20),
-            prefill_tps: 8_000,
-            between: Duration::from_millis(10),
-        };
-        assert_eq!(pace.prefill(4_000), Duration::from_millis(500));
-        assert_eq!(pace.token(3), Duration::from_millis(30));
-        assert_eq!(Pace { prefill_tps: 0, ..pace }.prefill(u32::MAX), Duration::ZERO);
     }
 }

@@ -44,6 +44,13 @@ fn prompts_are_read_one_at_a_time() {
     mock.await_metric(RUNNING, 0.0);
 }
 
+#[test]
+fn what_a_request_orders_holds_whatever_the_machine_does() {
+    let mock = Mock::start(&["--prefill-tps", "1", "--itl-ms", "60000", "--ttft-ms", "60000"]);
+    let answer = mock.post(CHAT, &chat(r#","mock":{"ttft_ms":0,"itl_ms":0}"#)).json();
+    assert_eq!(answer["usage"]["completion_tokens"], 64, "at once");
+}
+
 #[rstest]
 #[case::stream_in_prefill(r#","stream":true,"mock":{"ttft_ms":60000}"#, 0)]
 #[case::stream_between_tokens(r#","stream":true,"mock":{"itl_ms":60000}"#, 2)]
@@ -79,7 +86,9 @@ fn a_client_that_leaves_ends_its_request(
 #[test]
 fn two_thousand_streams_at_once() {
     let streams = descriptors().saturating_sub(100).min(2_000);
-    let mock = Mock::start(&["--tokens", "10", "--itl-ms", "20"]);
+    let options =
+        ["--tokens", "10", "--itl-ms", "20", "--max-num-seqs", "2000", "--prefill-tps", "0"];
+    let mock = Mock::start(&options);
     let stalled = post(CHAT, &chat(r#","stream":true,"mock":{"fail":"stall"}"#));
     let clients: Vec<_> = (0..streams).map(|_| mock.send(&stalled)).collect();
     mock.await_metric(RUNNING, streams as f64);

@@ -2,7 +2,7 @@
 
 use super::answers::quote;
 use super::dialect::{Choice, Dialect, Trouble, Usage, typed};
-use super::engine::Token;
+use super::run::Token;
 use vllm_proxy_sim::reply::Finish;
 
 /// This API's name for an error with that status (0.33).
@@ -26,6 +26,8 @@ pub(super) struct Messages {
     pub(super) model: String,
     /// Tokens of the prompt.
     pub(super) prompt: u32,
+    /// `--enable-prompt-tokens-details`
+    pub(super) details: bool,
     /// Why the answer ended, once it has.
     pub(super) finish: Option<Finish>,
 }
@@ -36,6 +38,21 @@ const fn reason(finish: Option<Finish>) -> &'static str {
         Some(Finish::Length) => r#""max_tokens""#,
         Some(Finish::Stop) | None => r#""end_turn""#,
         Some(Finish::Abort) => "null",
+    }
+}
+
+impl Messages {
+    /// What was cached is told beside the rest of the prompt, and not as a part of it.
+    fn usage(&self, usage: Usage) -> String {
+        let (prompt, output, cached) = (usage.prompt, usage.completion, usage.cached);
+        if !self.details {
+            return format!(r#"{{"input_tokens":{prompt},"output_tokens":{output}}}"#);
+        }
+        let (read, written) = (cached.read, cached.written);
+        let input = prompt.saturating_sub(read + written);
+        format!(
+            r#"{{"input_tokens":{input},"output_tokens":{output},"cache_creation_input_tokens":{written},"cache_read_input_tokens":{read}}}"#
+        )
     }
 }
 
@@ -66,12 +83,12 @@ impl Dialect for Messages {
     }
 
     fn closing(&mut self, usage: Usage, events: &mut Vec<String>) {
-        let (reason, input, output) = (reason(self.finish), usage.prompt, usage.completion);
+        let (reason, usage) = (reason(self.finish), self.usage(usage));
         events.push(typed("content_block_stop", r#"{"type":"content_block_stop","index":0}"#));
         events.push(typed(
             "message_delta",
             &format!(
-                r#"{{"type":"message_delta","delta":{{"stop_reason":{reason},"stop_sequence":null}},"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
+                r#"{{"type":"message_delta","delta":{{"stop_reason":{reason},"stop_sequence":null}},"usage":{usage}}}"#
             ),
         ));
         events.push(typed("message_stop", r#"{"type":"message_stop"}"#));
@@ -94,9 +111,9 @@ impl Dialect for Messages {
         let (id, model) = (quote(&self.id), quote(&self.model));
         let text = quote(choices.first().map_or("", |choice| &choice.text));
         let reason = reason(choices.first().map(|choice| choice.finish));
-        let (input, output) = (usage.prompt, usage.completion);
+        let usage = self.usage(usage);
         format!(
-            r#"{{"id":{id},"type":"message","role":"assistant","content":[{{"type":"text","text":{text}}}],"model":{model},"stop_reason":{reason},"usage":{{"input_tokens":{input},"output_tokens":{output}}}}}"#
+            r#"{{"id":{id},"type":"message","role":"assistant","content":[{{"type":"text","text":{text}}}],"model":{model},"stop_reason":{reason},"usage":{usage}}}"#
         )
     }
 }

@@ -5,15 +5,18 @@
 use super::answers::{Answer, created, quote};
 use super::check::Fields;
 use super::dialect::{Choice, Dialect, Trouble, Usage, data, reason};
-use super::engine::Token;
 use super::form::Form;
+use super::machine::Sequence;
 use super::openai;
 use super::orders::Orders;
 use super::prompt::Prompt;
-use super::request::{self, Ask};
+use super::request::Ask;
+use super::run::Token;
 use super::state::Mock;
 use serde_json::Value;
-use vllm_proxy_sim::reply::Bounds;
+use std::rc::Rc;
+use vllm_proxy_core::rng::mix;
+use vllm_proxy_sim::reply::{Bounds, Reply};
 
 /// vLLM's limit (VLLM_MAX_AUDIO_CLIP_FILESIZE_MB).
 const FILE_MIB_MAX: usize = 25;
@@ -118,7 +121,13 @@ pub(super) fn ask(mock: &Mock, task: Task, mut form: Form, id: &str) -> Result<A
         stream,
         background: None,
         prompt_tokens: prompt.tokens,
-        replies: request::replies(mock, &prompt, bounds, None, 0, 1).collect(),
+        // What is heard is no text, and not looked for in the cache.
+        sequences: vec![Sequence {
+            reply: Reply::new(&heard, mix(mock.args.seed), bounds),
+            prompt: prompt.tokens,
+            blocks: Rc::default(),
+            answer: Vec::new(),
+        }],
         pace: orders.pace,
         fault: orders.fault,
         after: orders.after,

@@ -142,8 +142,13 @@ impl Server {
             }
             pending().await
         };
+        let engine = Rc::clone(&mock.engine);
+        let computing = async {
+            engine.machine.work().await;
+            pending().await
+        };
         let ending = async { ends.recv().await.unwrap_or(End::Asked) };
-        Ok(ending.or(tasks.run(accepting.or(working))).await)
+        Ok(ending.or(tasks.run(accepting.or(working).or(computing))).await)
     }
 }
 

@@ -4,7 +4,7 @@
 use super::answers::{Answer, quote};
 use super::check::{Fields, object};
 use super::connection::Connection;
-use super::power::Mode;
+use super::power::{Cache, Mode};
 use super::state::Mock;
 use serde_json::{Map, Value};
 
@@ -20,7 +20,7 @@ pub(super) enum Dev {
     IsPaused,
     AbortRequests,
     ResetPrefixCache,
-    /// Done, without a word: there is no such cache here.
+    /// Done, without a word: there are no such caches here.
     ResetOther,
     ServerInfo,
     CollectiveRpc,
@@ -73,10 +73,11 @@ async fn sleep(connection: &Connection, query: &Map<String, Value>) -> Result<An
 async fn pause(connection: &Connection, query: &Map<String, Value>) -> Result<Answer, Answer> {
     let mut fields = Fields::of_query(query);
     let mode = mode(&mut fields);
-    fields.flag("clear_cache");
+    let keep = fields.value("clear_cache").is_some() && !fields.flag("clear_cache");
     fields.done()?;
     connection.watch(None);
-    connection.mock.power.pause(mode).await;
+    let cache = if keep { Cache::Keep } else { Cache::Clear };
+    connection.mock.power.pause(mode, cache).await;
     Ok(Answer::json(r#"{"status":"paused"}"#.to_owned()))
 }
 
@@ -110,8 +111,12 @@ fn at_once(mock: &Mock, dev: Dev, asked: &Asked<'_>) -> Result<Answer, Answer> {
             let running = query.flag("reset_running_requests");
             query.flag("reset_external");
             query.done()?;
-            // Nothing is cached here; but what a running request holds cannot be given up.
-            format!(r#"{{"success":{}}}"#, running || mock.engine.is_idle())
+            // What a running request holds is given up only if that request may begin anew.
+            let success = running || mock.engine.is_idle();
+            if success {
+                mock.engine.machine.forget();
+            }
+            format!(r#"{{"success":{success}}}"#)
         }
         Dev::ServerInfo => {
             query.word("config_format", &["text", "json"]);

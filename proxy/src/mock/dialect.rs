@@ -1,6 +1,6 @@
 //! How a route words an answer: the seam between the engine's tokens and each API's JSON.
 
-use super::engine::Token;
+use super::run::{Cached, Token};
 use http_types::StatusCode;
 use vllm_proxy_sim::reply::Finish;
 
@@ -11,6 +11,8 @@ pub(super) struct Usage {
     pub(super) prompt: u32,
     /// All choices.
     pub(super) completion: u32,
+    /// Of one prompt, however many there are.
+    pub(super) cached: Cached,
 }
 
 impl Usage {

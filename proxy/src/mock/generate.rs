@@ -4,10 +4,11 @@ use super::End;
 use super::answers::{Answer, stream};
 use super::connection::{Connection, Job};
 use super::dialect::{Choice, Dialect, Trouble, Usage};
-use super::engine::{Engine, Run, Token};
+use super::engine::Engine;
 use super::events::{self, Pieces};
 use super::orders::Ordered;
 use super::request::Ask;
+use super::run::{Run, Token};
 use super::state::Mock;
 use super::store::Background;
 use http_types::Response;
@@ -72,10 +73,10 @@ pub(super) async fn generate(
             pending().await
         }
     };
-    let Ask { id, stream: streamed, prompt_tokens, replies, pace, after, mut dialect, .. } = ask;
+    let Ask { id, stream: streamed, prompt_tokens, sequences, pace, after, mut dialect, .. } = ask;
     let engine: &Rc<Engine> = &mock.engine;
-    let total = replies.iter().fold(0, |sum: u32, reply| sum.saturating_add(reply.tokens()));
-    let run = engine.admit(&id, prompt_tokens, replies, pace);
+    let total = sequences.iter().fold(0, |sum: u32, one| sum.saturating_add(one.reply.tokens()));
+    let run = engine.admit(&id, prompt_tokens, sequences, pace);
     if let Some(making) = ask.background {
         let queued = Answer::json(dialect.queued());
         let work = apart(run, dialect, Rc::clone(&making), show);
@@ -94,8 +95,9 @@ pub(super) async fn generate(
         return Ok(stream(body));
     }
     connection.watch(None);
-    let answer = Answer::json(whole(run, dialect.as_mut()).await);
-    show.end();
+    let (answer, usage) = whole(run, dialect.as_mut()).await;
+    let answer = Answer::json(answer);
+    show.end(usage);
     Ok(match ending {
         Ending::Whole | Ending::Event(_) => answer.into_response(),
         Ending::Cut => answer.half(|bytes| events::partial(bytes, true)),
@@ -126,9 +128,10 @@ impl Show {
     }
 
     /// The answer is complete.
-    fn end(mut self) {
+    fn end(mut self, usage: Usage) {
         if let Some(server) = self.server.take() {
-            log::info!(server = server.as_str(); "answer complete");
+            let cached_tokens = usage.cached.read;
+            log::info!(server = server.as_str(), cached_tokens; "answer complete");
         }
     }
 }
@@ -142,20 +145,19 @@ impl Drop for Show {
 }
 
 /// Gathers a whole answer.
-async fn whole(mut run: Run, dialect: &mut dyn Dialect) -> String {
-    let mut choices: Vec<_> = run
-        .replies()
-        .iter()
-        .map(|_| Choice { text: String::new(), finish: Finish::Stop })
-        .collect();
-    let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
+async fn whole(mut run: Run, dialect: &mut dyn Dialect) -> (String, Usage) {
+    let nothing = Choice { text: String::new(), finish: Finish::Stop };
+    let mut choices = vec![nothing; run.sequences()];
+    let mut usage = Usage { prompt: run.prompt_tokens(), ..Usage::default() };
     while let Some(token) = run.next().await {
         let choice = &mut choices[token.choice];
         choice.text.push_str(token.text);
         choice.finish = token.finish.unwrap_or(choice.finish);
         usage.completion += token.tokens();
     }
-    dialect.whole(&choices, usage)
+    // Of several sequences vLLM tells here what the last one found..
+    usage.cached = run.cached(run.sequences().saturating_sub(1));
+    (dialect.whole(&choices, usage), usage)
 }
 
 /// A stream that begins with its error.
@@ -176,14 +178,15 @@ fn fail(connection: &Connection, mut dialect: Box<dyn Dialect>, trouble: Trouble
 /// Makes an answer that nobody waits for.
 async fn apart(mut run: Run, mut dialect: Box<dyn Dialect>, making: Rc<Background>, show: Show) {
     if !making.is_stream() {
-        whole(run, dialect.as_mut()).await;
-        return show.end();
+        let (_, usage) = whole(run, dialect.as_mut()).await;
+        return show.end(usage);
     }
     let mut events = Vec::new();
-    let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
+    let mut usage = Usage { prompt: run.prompt_tokens(), ..Usage::default() };
     dialect.opening(&mut events);
     while let Some(token) = run.next().await {
         if usage.completion == 0 {
+            usage.cached = run.cached(token.choice);
             dialect.first(&mut events);
         }
         dialect.token(token, &mut events);
@@ -192,7 +195,7 @@ async fn apart(mut run: Run, mut dialect: Box<dyn Dialect>, making: Rc<Backgroun
     }
     dialect.closing(usage, &mut events);
     events.drain(..).for_each(|event| making.push(event));
-    show.end();
+    show.end(usage);
 }
 
 /// Writes a stream token by token, until its end or the fault.
@@ -204,7 +207,7 @@ async fn speak(
     show: Show,
 ) {
     let mut events = Vec::new();
-    let mut usage = Usage { prompt: run.prompt_tokens(), completion: 0 };
+    let mut usage = Usage { prompt: run.prompt_tokens(), ..Usage::default() };
     dialect.opening(&mut events);
     flush(&mut events, &pieces).await;
     loop {
@@ -213,13 +216,15 @@ async fn speak(
             break;
         }
         if usage.completion == 0 {
+            // ..and in streams what the first one did that spoke.
+            usage.cached = token.map_or(usage.cached, |token| run.cached(token.choice));
             dialect.first(&mut events);
         }
         match token {
             Some(token) => dialect.token(token, &mut events),
             None => {
                 dialect.closing(usage, &mut events);
-                show.end();
+                show.end(usage);
                 return flush(&mut events, &pieces).await;
             }
         }

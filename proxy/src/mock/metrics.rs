@@ -3,6 +3,7 @@
 
 use super::state::Mock;
 use std::fmt::Write;
+use vllm_proxy_sim::vllm::Options;
 
 /// Bucket limits of `vllm:time_to_first_token_seconds`.
 pub(super) const TTFT: &[f64] = &[
@@ -15,11 +16,6 @@ pub(super) const LATENCY: &[f64] = &[
     0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
     480.0, 960.0, 1920.0, 7680.0,
 ];
-
-/// Tokens that the simulated KV cache holds: Llama 3.1 8B on one 80 GB card.
-const KV_TOKENS: u64 = 400_000;
-/// vLLM's default on GPUs.
-const BLOCK_SIZE: u64 = 16;
 
 /// Counts of observations up to each limit.
 #[derive(Clone, Debug)]
@@ -100,18 +96,20 @@ impl Page {
 
 /// The whole page.
 pub(super) fn page(mock: &Mock) -> String {
-    let counts = &mock.engine.counts;
+    let (counts, machine) = (&mock.engine.counts, &mock.engine.machine);
+    let (queries, hits) = machine.lookups();
+    let (prompt, cached) = (counts.prompt_tokens.get(), counts.cached_tokens.get());
     let model = mock.args.canonical().replace('\\', "\\\\").replace('"', "\\\"");
     let mut page = Page { text: String::new(), model, created: mock.started };
     page.gauge(
         "vllm:num_requests_running",
         "Number of requests in model execution batches.",
-        counts.running.get() as f64,
+        mock.engine.running() as f64,
     );
     page.gauge(
         "vllm:num_requests_waiting",
         "Number of requests waiting to be processed.",
-        counts.waiting.get() as f64,
+        mock.engine.waiting() as f64,
     );
     let name = "vllm:num_requests_waiting_by_reason";
     page.family(
@@ -121,7 +119,7 @@ pub(super) fn page(mock: &Mock) -> String {
          capacity; 'deferred' = deferred by transient constraints (LoRA budget, KV transfer, \
          blocked status). Sum of all reasons equals vllm:num_requests_waiting.",
     );
-    page.sample(name, "", ",reason=\"capacity\"", counts.waiting.get() as f64);
+    page.sample(name, "", ",reason=\"capacity\"", mock.engine.waiting() as f64);
     page.sample(name, "", ",reason=\"deferred\"", 0.0);
     let name = "vllm:engine_sleep_state";
     page.family(
@@ -139,27 +137,37 @@ pub(super) fn page(mock: &Mock) -> String {
     page.gauge(
         "vllm:kv_cache_usage_perc",
         "KV-cache usage. 1 means 100 percent usage.",
-        (counts.resident.get() as f64 / KV_TOKENS as f64).min(1.0),
+        f64::from(machine.gauges().kv_permille) / 1_000.0,
     );
     page.counter(
         "vllm:prefix_cache_queries",
         "Prefix cache queries, in terms of number of queried tokens.",
-        &[("", "", counts.prompt_tokens.get())],
+        &[("", "", queries)],
     );
     page.counter(
         "vllm:prefix_cache_hits",
         "Prefix cache hits, in terms of number of cached tokens.",
-        &[("", "", 0)],
+        &[("", "", hits)],
     );
     page.counter(
         "vllm:num_preemptions",
         "Cumulative number of preemption from the engine.",
-        &[("", "", 0)],
+        &[("", "", machine.preemptions())],
+    );
+    page.counter("vllm:prompt_tokens", "Number of prefill tokens processed.", &[("", "", prompt)]);
+    page.counter(
+        "vllm:prompt_tokens_by_source",
+        "Number of prompt tokens by source.",
+        &[
+            ("", ",source=\"local_compute\"", prompt - cached),
+            ("", ",source=\"local_cache_hit\"", cached),
+            ("", ",source=\"external_kv_transfer\"", 0),
+        ],
     );
     page.counter(
-        "vllm:prompt_tokens",
-        "Number of prefill tokens processed.",
-        &[("", "", counts.prompt_tokens.get())],
+        "vllm:prompt_tokens_cached",
+        "Number of cached prompt tokens (local + external).",
+        &[("", "", cached)],
     );
     page.counter(
         "vllm:generation_tokens",
@@ -189,15 +197,19 @@ pub(super) fn page(mock: &Mock) -> String {
     );
     let name = "vllm:cache_config_info";
     page.family(name, "gauge", "Information of the LLMEngine CacheConfig");
+    let &Options { kv_tokens, block_tokens, prefix_caching, .. } = machine.options();
+    let caching = if prefix_caching { "True" } else { "False" };
+    let ordered = mock.args.num_gpu_blocks_override;
+    let ordered = ordered.map_or_else(|| "None".to_owned(), |blocks| blocks.to_string());
     let _ = writeln!(
         page.text,
-        "{name}{{_block_size_resolved=\"True\",block_size=\"{BLOCK_SIZE}\",cache_dtype=\"auto\",\
-         enable_prefix_caching=\"False\",engine=\"0\",gpu_memory_utilization=\"0.92\",\
+        "{name}{{_block_size_resolved=\"True\",block_size=\"{block_tokens}\",cache_dtype=\"auto\",\
+         enable_prefix_caching=\"{caching}\",engine=\"0\",gpu_memory_utilization=\"0.92\",\
          hash_block_size=\"None\",is_attention_free=\"False\",kv_cache_memory_bytes=\"None\",\
-         kv_cache_size_tokens=\"{KV_TOKENS}\",num_cpu_blocks=\"None\",num_gpu_blocks=\"{}\",\
-         num_gpu_blocks_override=\"None\",prefix_caching_hash_algo=\"sha256\",\
+         kv_cache_size_tokens=\"{kv_tokens}\",num_cpu_blocks=\"None\",num_gpu_blocks=\"{}\",\
+         num_gpu_blocks_override=\"{ordered}\",prefix_caching_hash_algo=\"sha256\",\
          sliding_window=\"None\",user_specified_block_size=\"False\"}} 1.0",
-        KV_TOKENS / BLOCK_SIZE
+        kv_tokens / u64::from(block_tokens)
     );
     let name = "http_requests_total";
     page.family(name, "counter", "Total number of requests by method, status and handler.");

@@ -2,7 +2,7 @@
 
 use super::answers::quote;
 use super::dialect::{Choice, Dialect, Trouble, Usage, data, reason};
-use super::engine::Token;
+use super::run::{Cached, Token};
 
 /// What both routes say around their choices.
 #[derive(Clone, Debug)]
@@ -15,6 +15,8 @@ pub(super) struct Wording {
     pub(super) prompt: u32,
     /// How many choices there are.
     pub(super) choices: usize,
+    /// `--enable-prompt-tokens-details`
+    pub(super) details: bool,
     /// `stream_options.include_usage`.
     pub(super) usage: bool,
     /// `stream_options.continuous_usage_stats`.
@@ -36,7 +38,7 @@ impl Wording {
         if !self.continuous {
             return String::new();
         }
-        let usage = Usage { prompt: self.prompt, completion: count };
+        let usage = Usage { prompt: self.prompt, completion: count, ..Usage::default() };
         format!(r#","usage":{{{}{details}}}"#, usage_fields(usage))
     }
 
@@ -49,21 +51,45 @@ impl Wording {
         format!(r#","system_fingerprint":"{}""#, self.fingerprint)
     }
 
-    fn closing(&self, object: &str, usage: Usage, events: &mut Vec<String>) {
+    /// `details` words what of the prompt was cached; at the end of a stream without nulls.
+    fn closing(
+        &self,
+        object: &str,
+        usage: Usage,
+        details: fn(Cached) -> String,
+        events: &mut Vec<String>,
+    ) {
         if self.usage {
-            let usage = format!(r#","usage":{{{}}}"#, usage_fields(usage));
+            let details = if self.details {
+                format!(r#","prompt_tokens_details":{{{}}}"#, details(usage.cached))
+            } else {
+                String::new()
+            };
+            let usage = format!(r#","usage":{{{}{details}}}"#, usage_fields(usage));
             events.push(self.chunk(object, "", &usage, &self.fingerprint()));
         }
         events.push(data("[DONE]"));
     }
 
     /// An answer that is not streamed.
-    fn whole(&self, object: &str, choices: &[String], usage: Usage, rest: &str) -> String {
+    fn whole(
+        &self,
+        object: &str,
+        choices: &[String],
+        usage: (Usage, fn(Cached) -> String),
+        rest: &str,
+    ) -> String {
         let Self { id, created, model, fingerprint, .. } = self;
         let (id, model, choices) = (quote(id), quote(model), choices.join(","));
+        let (usage, details) = usage;
+        let details = if self.details {
+            format!(r#"{{{},"multimodal_tokens":null}}"#, details(usage.cached))
+        } else {
+            "null".to_owned()
+        };
         let usage = usage_fields(usage);
         format!(
-            r#"{{"id":{id},"object":"{object}","created":{created},"model":{model},"choices":[{choices}],"service_tier":null,"system_fingerprint":"{fingerprint}","usage":{{{usage},"prompt_tokens_details":null,"completion_tokens_details":null}}{rest},"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}}"#
+            r#"{{"id":{id},"object":"{object}","created":{created},"model":{model},"choices":[{choices}],"service_tier":null,"system_fingerprint":"{fingerprint}","usage":{{{usage},"prompt_tokens_details":{details},"completion_tokens_details":null}}{rest},"kv_transfer_params":null,"ec_transfer_params":null,"metrics":null}}"#
         )
     }
 }
@@ -71,6 +97,21 @@ impl Wording {
 pub(super) fn usage_fields(usage: Usage) -> String {
     let (prompt, total, completion) = (usage.prompt, usage.total(), usage.completion);
     format!(r#""prompt_tokens":{prompt},"total_tokens":{total},"completion_tokens":{completion}"#)
+}
+
+/// Chats tell what was found in the cache and what was put there..
+fn read_and_written(cached: Cached) -> String {
+    let Cached { read, written } = cached;
+    format!(r#""cached_tokens":{read},"created_cache_tokens":{written}"#)
+}
+
+/// ..and completions only the first: in streams without the second at all, else with null.
+fn read_alone(cached: Cached) -> String {
+    format!(r#""cached_tokens":{}"#, cached.read)
+}
+
+fn read_and_null(cached: Cached) -> String {
+    format!(r#"{},"created_cache_tokens":null"#, read_alone(cached))
 }
 
 /// `finish_reason`, and `stop_reason` where vLLM has it with the last token only.
@@ -123,7 +164,7 @@ impl Dialect for Chat {
     }
 
     fn closing(&mut self, usage: Usage, events: &mut Vec<String>) {
-        self.0.closing(CHAT_CHUNK, usage, events);
+        self.0.closing(CHAT_CHUNK, usage, read_and_written, events);
     }
 
     fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool {
@@ -144,7 +185,7 @@ impl Dialect for Chat {
             })
             .collect();
         let rest = r#","prompt_logprobs":null,"prompt_token_ids":null,"prompt_text":null"#;
-        self.0.whole("chat.completion", &choices, usage, rest)
+        self.0.whole("chat.completion", &choices, (usage, read_and_written), rest)
     }
 }
 
@@ -180,7 +221,7 @@ impl Dialect for Completion {
     }
 
     fn closing(&mut self, usage: Usage, events: &mut Vec<String>) {
-        self.wording.closing(COMPLETION, usage, events);
+        self.wording.closing(COMPLETION, usage, read_alone, events);
     }
 
     fn failure(&mut self, trouble: &Trouble, events: &mut Vec<String>) -> bool {
@@ -199,6 +240,6 @@ impl Dialect for Completion {
                 )
             })
             .collect();
-        self.wording.whole(COMPLETION, &choices, usage, "")
+        self.wording.whole(COMPLETION, &choices, (usage, read_and_null), "")
     }
 }

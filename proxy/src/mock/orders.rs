@@ -2,12 +2,12 @@
 
 use super::answers::Answer;
 use super::check::Fields;
+use super::run::Pace;
 use super::state::Mock;
 use http_types::StatusCode;
 use serde_json::Value;
 use std::time::Duration;
 use vllm_proxy_sim::faults::Fault;
-use vllm_proxy_sim::reply::Pace;
 
 /// What a request says about its own fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,10 +42,10 @@ impl Orders {
             },
         };
         if let Some(millis) = number("ttft_ms")? {
-            pace = Pace { base: Duration::from_millis(millis.into()), prefill_tps: 0, ..pace };
+            pace.first = Some(Duration::from_millis(millis.into()));
         }
         if let Some(millis) = number("itl_ms")? {
-            pace.between = Duration::from_millis(millis.into());
+            pace.between = Some(Duration::from_millis(millis.into()));
         }
         let fault = match order("fail") {
             None => Ordered::Nothing,

@@ -30,6 +30,13 @@ impl Mode {
     }
 }
 
+/// What a pause does to the prefix cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cache {
+    Clear,
+    Keep,
+}
+
 /// What an engine that sleeps at level 1 or 2 has given away.
 const MEMORY: [&str; 2] = ["weights", "kv_cache"];
 
@@ -73,7 +80,7 @@ impl Power {
     }
 
     /// Pauses; returns when that is done.
-    pub(super) async fn pause(&self, mode: Mode) {
+    pub(super) async fn pause(&self, mode: Mode, cache: Cache) {
         self.paused.set(Some(mode));
         self.engine.freeze(mode == Mode::Keep);
         match mode {
@@ -82,6 +89,9 @@ impl Power {
             }
             Mode::Wait => self.engine.idle().await,
             Mode::Keep => {}
+        }
+        if cache == Cache::Clear {
+            self.engine.machine.forget();
         }
     }
 
@@ -92,7 +102,7 @@ impl Power {
 
     /// Falls asleep; level 0 is no more than a pause.
     pub(super) async fn sleep(&self, level: i64, mode: Mode) {
-        self.pause(mode).await;
+        self.pause(mode, if level > 0 { Cache::Clear } else { Cache::Keep }).await;
         if level > 0 {
             self.asleep.borrow_mut().extend(MEMORY);
         }
@@ -107,6 +117,7 @@ impl Power {
         if !self.asleep.borrow().is_empty() {
             return Err("release_kv_cache_memory() requires all executor memory to be resident");
         }
+        self.engine.machine.forget();
         self.asleep.borrow_mut().insert("kv_cache");
         self.level.set(Some(0));
         Ok(())

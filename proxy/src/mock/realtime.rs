@@ -4,6 +4,7 @@
 
 use super::answers::{created, quote};
 use super::dialect::Trouble;
+use super::machine::Sequence;
 use super::state::Mock;
 use super::wire::Wire;
 use async_tungstenite::WebSocketStream;
@@ -222,7 +223,8 @@ async fn transcribe(mock: Rc<Mock>, words: u64, audio: Receiver<Audio>, events: 
         }
         let bounds = Bounds { natural: 1, min: 0, max: 1, stops: true };
         let reply = Reply::new("", words.wrapping_add(completion), bounds);
-        let mut run = mock.engine.admit(&id, tokens, vec![reply], mock.args.pace());
+        let piece = Sequence { reply, prompt: tokens, blocks: Rc::default(), answer: Vec::new() };
+        let mut run = mock.engine.admit(&id, tokens, vec![piece], mock.args.pace());
         while let Some(token) = run.next().await {
             let space = if text.is_empty() { "" } else { " " };
             let delta = format!("{space}{}", token.text);

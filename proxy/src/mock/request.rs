@@ -5,19 +5,23 @@ use super::answers::{Answer, created};
 use super::anthropic::Messages;
 use super::check::Fields;
 use super::dialect::Dialect;
+use super::machine::Sequence;
 use super::openai::{Chat, Completion, Wording};
 use super::orders::{Ordered, Orders};
 use super::prompt::{ANSWER, Prompt, conversation, conversation_text, prompts, turn};
 use super::responses::Responses;
+use super::run::Pace;
 use super::state::Mock;
 use super::store::Background;
 use serde_json::Value;
 use std::rc::Rc;
 use vllm_proxy_core::rng::mix;
-use vllm_proxy_sim::reply::{Bounds, Pace, Reply};
+use vllm_proxy_sim::reply::{Bounds, Reply};
 
 /// vLLM's own limit (VLLM_MAX_N_SEQUENCES).
 const CHOICES_MAX: i64 = 16_384;
+/// Characters of a salt (0.32).
+const SALT_MAX: usize = 128;
 /// What vLLM gives completions that do not say.
 const COMPLETION_TOKENS: i64 = 16;
 
@@ -31,7 +35,7 @@ pub(super) struct Ask {
     /// Where it is made, if that is not on the client's connection.
     pub(super) background: Option<Rc<Background>>,
     pub(super) prompt_tokens: u32,
-    pub(super) replies: Vec<Reply>,
+    pub(super) sequences: Vec<Sequence>,
     pub(super) pace: Pace,
     pub(super) fault: Ordered,
     /// After how many tokens of a stream the fault comes.
@@ -130,21 +134,46 @@ fn check_choices(n: i64) -> Result<u32, Answer> {
     Ok(n as u32)
 }
 
-/// The replies to one prompt: choices `first..first + n` of the request.
-pub(super) fn replies(
+/// What vLLM keeps apart in its cache: a salt, if the request has one.
+fn salt<'a>(fields: &Fields<'a>) -> Result<Option<&'a str>, Answer> {
+    let Some(salt) = fields.value("cache_salt") else { return Ok(None) };
+    let refused = |message| Err(Answer::refused(message, Some("cache_salt")));
+    let Some(salt) = salt.as_str().filter(|salt| !salt.is_empty()) else {
+        return refused(
+            "Parameter 'cache_salt' must be a non-empty string if provided. \
+             (parameter=cache_salt)",
+        );
+    };
+    if salt.chars().count() > SALT_MAX || salt.contains(['@', '/', '\\', '\0']) {
+        return refused(
+            r"Parameter 'cache_salt' must be at most 128 characters and must not contain '@', '/', '\\', or NUL. (parameter=cache_salt)",
+        );
+    }
+    Ok(Some(salt))
+}
+
+/// What the text of an answer depends on beside its prompt, and what its blocks do.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Own<'a> {
+    pub(super) seed: Option<i64>,
+    pub(super) salt: Option<&'a str>,
+}
+
+/// The sequences of one prompt: choices `first..first + n` of the request.
+pub(super) fn sequences(
     mock: &Mock,
+    model: &str,
     prompt: &Prompt,
     bounds: Bounds,
-    seed: Option<i64>,
-    first: usize,
-    n: u32,
-) -> impl Iterator<Item = Reply> {
+    own: Own<'_>,
+    (first, n): (usize, u32),
+) -> Vec<Sequence> {
     // A request without a seed is not the same as one with seed 0.
-    let seed = seed.map_or(0, |seed| mix(seed as u64 ^ 1));
+    let seed = own.seed.map_or(0, |seed| mix(seed as u64 ^ 1));
     let base = mix(mock.args.seed) ^ seed;
-    let text = prompt.text.clone();
-    (0..u64::from(n))
-        .map(move |choice| Reply::new(&text, base.wrapping_add(choice + first as u64), bounds))
+    let reply = |choice| Reply::new(&prompt.text, base.wrapping_add(choice + first as u64), bounds);
+    let whose = mock.whose(model, own.salt);
+    prompt.sequences((0..u64::from(n)).map(reply), whose).collect()
 }
 
 /// /v1/chat/completions
@@ -158,11 +187,13 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
     let stream = fields.flag("stream");
     fields.done()?;
     let options = StreamOptions::read(&fields, stream)?;
+    let own = Own { seed, salt: salt(&fields)? };
     let model = mock.serves(model)?;
     let n = check_choices(n)?;
     let orders = Orders::read(mock, &fields)?;
     let prompt = conversation(&fields, None, messages)?;
     let bounds = length.bounds(mock, orders.natural, &prompt)?;
+    let sequences = sequences(mock, &model, &prompt, bounds, own, (0, n));
     let id = format!("chatcmpl-{id}");
     let wording = Wording {
         id: id.clone(),
@@ -171,6 +202,7 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
         fingerprint: mock.fingerprint(),
         prompt: prompt.tokens,
         choices: n as usize,
+        details: mock.args.prompt_tokens_details,
         usage: options.usage,
         continuous: options.continuous,
     };
@@ -180,7 +212,7 @@ pub(super) fn chat(mock: &Mock, mut fields: Fields<'_>, id: String) -> Result<As
         stream,
         background: None,
         prompt_tokens: prompt.tokens,
-        replies: replies(mock, &prompt, bounds, seed, 0, n).collect(),
+        sequences,
         pace: orders.pace,
         fault: orders.fault,
         after: orders.after,
@@ -199,6 +231,7 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
     let echo = fields.flag("echo");
     fields.done()?;
     let options = StreamOptions::read(&fields, stream)?;
+    let own = Own { seed, salt: salt(&fields)? };
     let prompts = prompts(fields.value("prompt"))?;
     let model = mock.serves(model)?;
     let n = check_choices(n)?;
@@ -207,7 +240,8 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
     let mut echoes = Vec::new();
     for prompt in &prompts {
         let bounds = length.bounds(mock, orders.natural, prompt)?;
-        all.extend(replies(mock, prompt, bounds, seed, all.len(), n));
+        let first = all.len();
+        all.extend(sequences(mock, &model, prompt, bounds, own, (first, n)));
         if echo {
             echoes.extend((0..n).map(|_| prompt.text.clone()));
         }
@@ -222,6 +256,7 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
         fingerprint: mock.fingerprint(),
         prompt: prompt_tokens,
         choices: all.len(),
+        details: mock.args.prompt_tokens_details,
         usage: options.usage,
         continuous: options.continuous,
     };
@@ -231,7 +266,7 @@ pub(super) fn completions(mock: &Mock, mut fields: Fields<'_>, id: String) -> Re
         stream,
         background: None,
         prompt_tokens,
-        replies: all,
+        sequences: all,
         pace: orders.pace,
         fault: orders.fault,
         after: orders.after,
@@ -261,11 +296,17 @@ pub(super) fn messages(mock: &Mock, mut fields: Fields<'_>, id: String) -> Resul
             stream,
             background: None,
             prompt_tokens: prompt.tokens,
-            replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
+            sequences: sequences(mock, &model, &prompt, bounds, Own::default(), (0, 1)),
             pace: orders.pace,
             fault: orders.fault,
             after: orders.after,
-            dialect: Box::new(Messages { id, model, prompt: prompt.tokens, finish: None }),
+            dialect: Box::new(Messages {
+                id,
+                model,
+                prompt: prompt.tokens,
+                details: mock.args.prompt_tokens_details,
+                finish: None,
+            }),
         })
     };
     ask().map_err(Answer::anthropic)
@@ -317,6 +358,7 @@ pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, 
         return Err(Answer::refused(message, Some("background")));
     }
     fields.done()?;
+    let own = Own { seed: None, salt: salt(&fields)? };
     let model = mock.serves(model)?;
     if background && !mock.args.response_store {
         let message = "This vLLM engine does not support `store=True` and therefore does not \
@@ -353,7 +395,7 @@ pub(super) fn responses(mock: &Rc<Mock>, mut fields: Fields<'_>) -> Result<Ask, 
         stream,
         background: background.clone(),
         prompt_tokens: prompt.tokens,
-        replies: replies(mock, &prompt, bounds, None, 0, 1).collect(),
+        sequences: sequences(mock, &model, &prompt, bounds, own, (0, 1)),
         pace: orders.pace,
         fault: orders.fault,
         after: orders.after,

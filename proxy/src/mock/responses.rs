@@ -2,7 +2,7 @@
 
 use super::answers::quote;
 use super::dialect::{Choice, Dialect, Trouble, Usage, typed};
-use super::engine::Token;
+use super::run::Token;
 use super::state::Mock;
 use super::store::{Background, Stored};
 use std::fmt::Write;
@@ -52,8 +52,9 @@ impl Responses {
         let output = usage.map_or(String::new(), |_| self.message());
         let usage = usage.map_or("null".to_owned(), |usage| {
             let (input, output, total) = (usage.prompt, usage.completion, usage.total());
+            let (cached, written) = (usage.cached.read, usage.cached.written);
             format!(
-                r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":0,"cache_write_tokens":0,"input_tokens_per_turn":[],"cached_tokens_per_turn":[]}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":0,"tool_output_tokens":0,"output_tokens_per_turn":[],"tool_output_tokens_per_turn":[]}},"total_tokens":{total}}}"#
+                r#"{{"input_tokens":{input},"input_tokens_details":{{"cached_tokens":{cached},"cache_write_tokens":{written},"input_tokens_per_turn":[],"cached_tokens_per_turn":[]}},"output_tokens":{output},"output_tokens_details":{{"reasoning_tokens":0,"tool_output_tokens":0,"output_tokens_per_turn":[],"tool_output_tokens_per_turn":[]}},"total_tokens":{total}}}"#
             )
         });
         format!(

@@ -5,6 +5,7 @@ use super::answers::{self, Answer};
 use super::connection::Job;
 use super::engine::Engine;
 use super::power::Power;
+use super::prompt;
 use super::store::Store;
 use super::{Adapter, Args, End};
 use http_types::Method;
@@ -48,8 +49,10 @@ pub(super) struct Mock {
 }
 
 impl Mock {
-    pub(super) fn new(args: Args, background: Sender<Job>, ended: Sender<End>) -> Self {
-        let engine = Rc::new(Engine::new());
+    pub(super) fn new(mut args: Args, background: Sender<Job>, ended: Sender<End>) -> Self {
+        let engine = Rc::new(Engine::new(args.machine()));
+        // vLLM does not start where the longest request does not fit into the cache.
+        args.max_model_len = args.max_model_len.min(args.kv_room());
         Self {
             power: Power::new(Rc::clone(&engine)),
             engine,
@@ -105,6 +108,14 @@ impl Mock {
             return Ok(model.to_owned());
         }
         Err(self.unknown(model))
+    }
+
+    /// What keeps a request apart in the cache; `model` is as [`Mock::serves`] says it.
+    pub(super) fn whose(&self, model: &str, salt: Option<&str>) -> u64 {
+        let adapters = self.adapters.borrow();
+        let adapter = adapters.iter().find(|adapter| adapter.name == model);
+        let path = adapter.map_or("", |adapter| &adapter.path);
+        prompt::whose(&[model, path, salt.unwrap_or_default()])
     }
 
     pub(super) fn is_base_model(&self, model: &str) -> bool {
