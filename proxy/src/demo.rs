@@ -112,7 +112,9 @@ fn options(index: usize, model: &str) -> Result<mock::Args, clap::Error> {
         #[command(flatten)]
         mock: mock::Args,
     }
-    let line = ["mock", "--port", "0", "--model", model, "--ttft-ms", "150", "--itl-ms", "40"];
+    // Slow enough to be watched.
+    let pace = ["--ttft-ms", "150", "--itl-ms", "40", "--enable-prompt-tokens-details"];
+    let line = [&["mock", "--port", "0", "--model", model][..], &pace].concat();
     let mut args = Line::try_parse_from(line)?.mock;
     args.announce = Some(format!("{} ({model})", index + 1));
     Ok(args)
@@ -152,6 +154,15 @@ Try these in another terminal.
   The same word by word. Press Ctrl-C in the midst of it: the server stops at once:
     curl -N http://{proxy}/v1/chat/completions {json} \
       -d '{{"model":"demo/chat-8b","messages":[{{"role":"user","content":"Hello!"}}],"stream":true}}'
+
+  A longer prompt. Repeat it: a server that has read it before computes only the end of it.
+  `cached_tokens` in the answer says how much it found, the log below as well. Other questions after
+  the same instructions find those:
+    curl http://{proxy}/v1/chat/completions {json} \
+      -d '{{"model":"demo/chat-8b","max_tokens":9,"messages":[
+           {{"role":"system","content":"You are a patient guide. Answer in one short sentence."}},
+           {{"role":"system","content":"Never use a long word where a short one will do."}},
+           {{"role":"user","content":"What is a prefix cache?"}}]}}'
 
   The other model, in Anthropic's words. Only server 3 has it:
     curl http://{proxy}/v1/messages {json} \
@@ -193,7 +204,7 @@ mod tests {
         let text = page(at(8000), &[("one", at(1))]);
         let bodies: Vec<_> =
             text.split("-d '").skip(1).filter_map(|rest| rest.split('\'').next()).collect();
-        assert_eq!(bodies.len(), 5);
+        assert_eq!(bodies.len(), 6);
         for body in bodies {
             assert!(serde_json::from_str::<serde_json::Value>(body).is_ok(), "{body}");
         }

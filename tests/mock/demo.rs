@@ -16,6 +16,15 @@ fn three_servers_answer_through_one_proxy() {
         assert_eq!(answer.status, *status, "{path} {body}: {}", answer.text());
         assert!(answer.complete);
     }
+    // Of three times one server answers twice, and has read the prompt before.
+    let (path, long, _) =
+        demo.requests.iter().find(|(_, body, _)| body.contains("cache")).expect("it is there");
+    let found = |_| {
+        let usage = demo.proxy.post(path, long).json()["usage"].clone();
+        usage["prompt_tokens_details"]["cached_tokens"].as_u64()
+    };
+    let found: Vec<_> = (0..3).filter_map(found).collect();
+    assert!(found.len() == 3 && found.iter().any(|tokens| *tokens > 0), "{found:?}");
     demo.proxy.interrupt();
     assert_eq!(demo.proxy.exit().code(), Some(0));
 }
