@@ -96,7 +96,8 @@
 //!
 //! **Invariant: imports point one way:** [`wire`], [`fleet`], [`route`], [`engine`]; [`exchange`]
 //! beside them sees only `wire` and the words of `route`. The words of `route` (who may answer,
-//! why not, what a prompt is) are plain data that `wire`'s tables, answers and scanner name, too.
+//! why not, what a prompt is, what an answer cost) are plain data that what reads and writes them
+//! in `wire` names, too.
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -13,6 +13,7 @@ use crate::wire::body::BodyReader;
 use crate::wire::forward::ClientFraming;
 use crate::wire::head::HeadEnd;
 use crate::wire::response_id::IdFinder;
+use crate::wire::usage::UsageReader;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -62,6 +63,8 @@ pub(super) struct Attempt {
     pub(super) first_event: FirstEvent,
     /// Looks for the id of a response that the backend keeps.
     pub(super) ids: Option<IdFinder>,
+    /// Reads what the answer says it cost, if it may say that.
+    pub(super) usage: Option<UsageReader>,
     /// When the backend last sent or took a byte, or was first asked to.
     pub(super) heard_at: Instant,
 }
@@ -84,6 +87,7 @@ impl Attempt {
             held: Vec::new(),
             first_event: FirstEvent::default(),
             ids: None,
+            usage: None,
             heard_at: now,
         }
     }

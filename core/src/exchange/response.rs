@@ -7,13 +7,14 @@ use super::events::{Verdict, is_event_stream};
 use super::flow::{Flow, Hold};
 use super::{After, End, Exchange, HELD_BYTES_MAX, Kept, Order, Phase, shrink};
 use crate::exchange::Drain;
-use crate::route::{Doubt, Failure, Outcome, Retry};
+use crate::route::{Doubt, Failure, Outcome, Retry, Usage};
 use crate::time::Instant;
 use crate::wire::answers::is_unknown_model;
 use crate::wire::body::{BodyReader, Framing, Kind};
 use crate::wire::forward::{self, ClientFraming};
 use crate::wire::head::{HeadEnd, parse_response};
 use crate::wire::response_id::{IdFinder, Search};
+use crate::wire::usage::UsageReader;
 use alloc::borrow::ToOwned;
 use alloc::vec::Vec;
 
@@ -73,6 +74,7 @@ impl Exchange {
             let minor = self.request.minor;
             let draining = self.drain > Drain::Running;
             let keep_alive = self.request.keep_alive && !draining;
+            let usage_at = self.request.rule().usage;
             let mut emitted = Vec::with_capacity(len + 32);
             let parsed = parse_response(head, self.request.is_head, |head| {
                 let framing = forward::client_framing(head.framing, minor);
@@ -90,13 +92,14 @@ impl Exchange {
                     keep && final_one,
                 );
                 let events = head.status == 200 && is_event_stream(head.headers);
-                let facts = (close, events, head.switches);
+                let usage = (head.status == 200).then(|| UsageReader::new(usage_at, head.headers));
+                let facts = (close, events, head.switches, usage.flatten());
                 (head.status, head.framing, framing, head.keep_alive, facts)
             });
             let Ok((status, backend_framing, framing, reusable, facts)) = parsed else {
                 return self.fail(Failure::Nonsense);
             };
-            let (close, events, switches) = facts;
+            let (close, events, switches, usage) = facts;
             // `find` stopped behind this head; what was kept of it does not count in `bytes`.
             from += len - kept;
             if switches && self.request.offers_websocket && attempt.wire.is_empty() {
@@ -143,6 +146,7 @@ impl Exchange {
                 }
                 attempt.ids = self.request.creates_response().map(IdFinder::new);
             }
+            attempt.usage = usage;
             attempt.held = emitted;
             attempt.stage = Stage::Body {
                 reader: BodyReader::new(backend_framing, self.limits.head_bytes_max),
@@ -172,6 +176,8 @@ impl Exchange {
             && bytes.len() - from > COPIED_BYTES_MAX;
         // The run of bytes that goes on as it is.
         let mut run = from..from;
+        // The last of the body's bytes, which may be parsed where they lie.
+        let mut last = from..from;
         let mut flow = Flow {
             held: &mut attempt.held,
             out: &mut self.out,
@@ -186,6 +192,11 @@ impl Exchange {
             let read = at..at + step.len;
             at = read.end;
             has_data |= step.kind == Kind::Data;
+            if step.kind == Kind::Data
+                && let Some(usage) = &mut attempt.usage
+            {
+                usage.read(&bytes[core::mem::replace(&mut last, read.clone())]);
+            }
             if step.kind == Kind::Data
                 && let Some(ids) = &mut attempt.ids
             {
@@ -229,6 +240,14 @@ impl Exchange {
         flow.read(bytes, run);
         let surplus = at < bytes.len();
         let done = reader.done();
+        let mut cost = None;
+        if let Some(usage) = &mut attempt.usage {
+            if done {
+                cost = usage.end(&bytes[last]);
+            } else {
+                usage.read(&bytes[last]);
+            }
+        }
         if done && *framing == ClientFraming::AsIs && !reader.trailers().is_empty() {
             let headers_max = self.limits.headers_max;
             failed |= forward::trailers(flow.own(), reader.trailers(), headers_max).is_err();
@@ -255,7 +274,7 @@ impl Exchange {
             self.answer_begins();
         }
         if done {
-            self.answer_complete(surplus, now);
+            self.answer_complete(surplus, cost, now);
         } else if begins {
             self.orders.push_back(Order::FirstByte);
             self.request_bytes_done();
@@ -284,7 +303,7 @@ impl Exchange {
         }
     }
 
-    fn answer_complete(&mut self, surplus: bool, now: Instant) {
+    fn answer_complete(&mut self, surplus: bool, usage: Option<Usage>, now: Instant) {
         let Some(mut attempt) = self.attempt.take() else { return };
         let Stage::Body { status, reusable, after, hold, .. } = attempt.stage else { return };
         // A backend that answered before it had the whole request, or says more than one answer,
@@ -310,7 +329,7 @@ impl Exchange {
             return;
         }
         if let Some(ticket) = attempt.ticket.take() {
-            self.orders.push_back(Order::Settle(ticket, Outcome::done(status)));
+            self.orders.push_back(Order::Settle(ticket, Outcome::Done { status, usage }));
         }
         if hold == Hold::Whole {
             match self.doubt.take() {
@@ -341,6 +360,7 @@ impl Exchange {
                 self.fail(failure);
             }
             Stage::Body { reader, framing, .. } if reader.may_close() && end == End::Closed => {
+                let usage = attempt.usage.as_mut().and_then(|usage| usage.end(&[]));
                 if *framing == ClientFraming::Rechunked {
                     let last = b"0\r\n\r\n";
                     if attempt.has_begun_answer() {
@@ -353,7 +373,7 @@ impl Exchange {
                 if matches!(attempt.stage, Stage::Body { hold, .. } if begins.contains(&hold)) {
                     self.answer_begins();
                 }
-                self.answer_complete(false, now);
+                self.answer_complete(false, usage, now);
             }
             Stage::Body { hold: Hold::No, .. } => self.answer_broken(Outcome::Broken, now),
             Stage::Body { .. } => self.fail(Failure::Cut),

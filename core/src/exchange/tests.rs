@@ -14,3 +14,4 @@ mod requests;
 mod splits;
 mod stopping;
 mod texts;
+mod usage;

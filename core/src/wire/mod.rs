@@ -13,4 +13,5 @@ pub mod response_id;
 pub mod routes;
 pub mod scan;
 pub mod target;
+pub mod usage;
 pub mod websocket;

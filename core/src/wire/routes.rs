@@ -8,6 +8,7 @@ use crate::wire::answers::Shape;
 use crate::wire::merge::Failures::{Fail, LeaveOut};
 use crate::wire::merge::Merge;
 use crate::wire::target::path;
+use crate::wire::usage::UsageAt;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 
@@ -28,6 +29,8 @@ pub struct Rule {
     pub shape: Shape,
     /// What it is about, besides a model.
     pub about: About,
+    /// Where an answer of 200 says what it cost.
+    pub usage: UsageAt,
     /// `Some` if the method is wrong for a route that the proxy answers itself: the `allow` of its
     /// 405. `None` otherwise: [`who`](Self::who) answers, and judges the method.
     pub allow: Option<&'static str>,
@@ -77,20 +80,34 @@ const BASE: Rule = Rule {
     retry: Retry::BeforeFirstByte,
     shape: Shape::OpenAi,
     about: About::Nothing,
+    usage: UsageAt::Nowhere,
     allow: None,
 };
-/// Inference with OpenAI's errors; tokenizing and rendering, too.
+/// Tokenizing and rendering, with OpenAI's errors.
 const OPENAI: Rule = BASE;
-const POOLING: Rule = Rule { shape: Shape::Pooling, ..BASE };
+/// Inference with OpenAI's errors.
+const INFERENCE: Rule = Rule { usage: UsageAt::End, ..OPENAI };
+/// Plain answers put the tokens last.
+const TOKENS: Rule = Rule { usage: UsageAt::Start, ..INFERENCE };
+const POOLING: Rule = Rule { shape: Shape::Pooling, ..INFERENCE };
+/// The documents come last.
+const RERANK: Rule = Rule { usage: UsageAt::Start, ..POOLING };
+/// It counts by units that are billed.
+const EMBED: Rule = Rule { usage: UsageAt::Nowhere, ..POOLING };
 const ANTHROPIC: Rule = Rule { shape: Shape::Anthropic, ..BASE };
+const MESSAGES: Rule = Rule { usage: UsageAt::End, ..ANTHROPIC };
+/// It counts in fractions, by units that are billed.
 const COHERE: Rule = Rule { shape: Shape::Cohere, ..BASE };
+/// It counts seconds, and in a stream the tokens of a sound.
 const AUDIO: Rule = Rule { model: ModelAt::Form, ..BASE };
-const SAGEMAKER: Rule = Rule { model: ModelAt::JsonOrHeader, ..BASE };
+const SAGEMAKER: Rule = Rule { model: ModelAt::JsonOrHeader, ..INFERENCE };
 /// A request that is not in the table, or a session: one try, unless nothing of it was sent.
 const ONCE: Rule = Rule { retry: Retry::Never, ..BASE };
 const REALTIME: Rule = Rule { model: ModelAt::Event, ..ONCE };
-const RESPONSES: Rule = Rule { about: About::Response, ..BASE };
-const STORED: Rule = Rule { model: ModelAt::Nowhere, who: Who::Owner, ..RESPONSES };
+const RESPONSES: Rule = Rule { about: About::Response, ..INFERENCE };
+/// What it says was the cost of another request.
+const STORED: Rule =
+    Rule { model: ModelAt::Nowhere, who: Who::Owner, usage: UsageAt::Nowhere, ..RESPONSES };
 const CANCEL: Rule = Rule { retry: Retry::Never, ..STORED };
 const HEALTH: Rule = own(Who::Health);
 const MODELS: Rule = own(Who::Models);
@@ -112,16 +129,16 @@ const ONE_NAMED: Rule = Rule { who: Who::Named, ..every(Merge::Same, None) };
 #[rustfmt::skip]
 const TABLE: &[(&str, &str, Rule)] = &[
     // Text generation: a backend
-    ("POST", "/v1/chat/completions",             OPENAI),
-    ("POST", "/v1/chat/completions/batch",       OPENAI),
-    ("POST", "/v1/completions",                  OPENAI),
-    ("POST", "/v1/messages",                     ANTHROPIC),
+    ("POST", "/v1/chat/completions",             INFERENCE),
+    ("POST", "/v1/chat/completions/batch",       INFERENCE),
+    ("POST", "/v1/completions",                  INFERENCE),
+    ("POST", "/v1/messages",                     MESSAGES),
     ("POST", "/v1/messages/count_tokens",        ANTHROPIC),
     ("POST", "/cohere/v2/chat",                  COHERE),
     ("POST", "/cohere/v2/chat/render",           COHERE),
-    ("POST", "/generative_scoring",              OPENAI),
-    ("POST", "/v1/decisions",                    OPENAI),
-    ("POST", "/v1/systemone",                    OPENAI),
+    ("POST", "/generative_scoring",              INFERENCE),
+    ("POST", "/v1/decisions",                    INFERENCE),
+    ("POST", "/v1/systemone",                    INFERENCE),
     ("POST", "/invocations",                     SAGEMAKER),
     // Responses: a backend, or the owner of the one that it goes on from
     ("POST", "/v1/responses",                    RESPONSES),
@@ -129,14 +146,14 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("POST", "/v1/responses/{}/cancel",          CANCEL),
     // Pooling: a backend
     ("POST", "/v1/embeddings",                   POOLING),
-    ("POST", "/v2/embed",                        POOLING),
+    ("POST", "/v2/embed",                        EMBED),
     ("POST", "/pooling",                         POOLING),
     ("POST", "/classify",                        POOLING),
     ("POST", "/score",                           POOLING),
     ("POST", "/v1/score",                        POOLING),
-    ("POST", "/rerank",                          POOLING),
-    ("POST", "/v1/rerank",                       POOLING),
-    ("POST", "/v2/rerank",                       POOLING),
+    ("POST", "/rerank",                          RERANK),
+    ("POST", "/v1/rerank",                       RERANK),
+    ("POST", "/v2/rerank",                       RERANK),
     // Audio: a backend
     ("POST", "/v1/audio/transcriptions",         AUDIO),
     ("POST", "/v1/audio/translations",           AUDIO),
@@ -144,7 +161,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     // Tokenizer, tokens in and out, rendering: a backend
     ("POST", "/tokenize",                        OPENAI),
     ("POST", "/detokenize",                      OPENAI),
-    ("POST", "/inference/v1/generate",           OPENAI),
+    ("POST", "/inference/v1/generate",           TOKENS),
     ("POST", "/v1/chat/completions/render",      OPENAI),
     ("POST", "/v1/completions/render",           OPENAI),
     ("POST", "/v1/messages/render",              OPENAI),
@@ -275,28 +292,28 @@ mod tests {
 
     /// Every route of vLLM 0.33, one line for those that are alike.
     #[rstest]
-    #[case::chat("POST /v1/chat/completions", OPENAI)]
-    #[case::chat_batch("POST /v1/chat/completions/batch", OPENAI)]
-    #[case::completions("POST /v1/completions", OPENAI)]
+    #[case::chat("POST /v1/chat/completions", INFERENCE)]
+    #[case::chat_batch("POST /v1/chat/completions/batch", INFERENCE)]
+    #[case::completions("POST /v1/completions", INFERENCE)]
     #[case::responses("POST /v1/responses", RESPONSES)]
     #[case::response("GET /v1/responses/resp_1?stream=true", STORED)]
     #[case::response_cancel("POST /v1/responses/resp_1/cancel", CANCEL)]
-    #[case::messages("POST /v1/messages", ANTHROPIC)]
+    #[case::messages("POST /v1/messages", MESSAGES)]
     #[case::count_tokens("POST /v1/messages/count_tokens", ANTHROPIC)]
     #[case::cohere("POST /cohere/v2/chat", COHERE)]
     #[case::cohere_render("POST /cohere/v2/chat/render", COHERE)]
-    #[case::generative_scoring("POST /generative_scoring", OPENAI)]
-    #[case::decisions("POST /v1/decisions", OPENAI)]
-    #[case::systemone("POST /v1/systemone", OPENAI)]
+    #[case::generative_scoring("POST /generative_scoring", INFERENCE)]
+    #[case::decisions("POST /v1/decisions", INFERENCE)]
+    #[case::systemone("POST /v1/systemone", INFERENCE)]
     #[case::embeddings("POST /v1/embeddings", POOLING)]
-    #[case::embed("POST /v2/embed", POOLING)]
+    #[case::embed("POST /v2/embed", EMBED)]
     #[case::pooling("POST /pooling", POOLING)]
     #[case::classify("POST /classify", POOLING)]
     #[case::score("POST /score", POOLING)]
     #[case::score_v1("POST /v1/score", POOLING)]
-    #[case::rerank("POST /rerank", POOLING)]
-    #[case::rerank_v1("POST /v1/rerank", POOLING)]
-    #[case::rerank_v2("POST /v2/rerank", POOLING)]
+    #[case::rerank("POST /rerank", RERANK)]
+    #[case::rerank_v1("POST /v1/rerank", RERANK)]
+    #[case::rerank_v2("POST /v2/rerank", RERANK)]
     #[case::transcriptions("POST /v1/audio/transcriptions", AUDIO)]
     #[case::translations("POST /v1/audio/translations", AUDIO)]
     #[case::realtime("GET /v1/realtime", REALTIME)]
@@ -309,7 +326,7 @@ mod tests {
     #[case::unload_lora("POST /v1/unload_lora_adapter", UNLOADS)]
     #[case::adapters("POST /adapters", LOADS)]
     #[case::adapter("DELETE /adapters/some", UNLOADS)]
-    #[case::generate("POST /inference/v1/generate", OPENAI)]
+    #[case::generate("POST /inference/v1/generate", TOKENS)]
     #[case::abort("POST /inference/v1/abort_requests", every(Merge::Same, None))]
     #[case::chat_render("POST /v1/chat/completions/render", OPENAI)]
     #[case::completions_render("POST /v1/completions/render", OPENAI)]
@@ -377,7 +394,7 @@ mod tests {
     #[case::query("GET /v1/models?a=/health", MODELS)]
     #[case::empty_query("GET /health?", HEALTH)]
     #[case::fragment("GET /health#x?y", HEALTH)]
-    #[case::encoded("POST /v1/ch%61t/completions", OPENAI)]
+    #[case::encoded("POST /v1/ch%61t/completions", INFERENCE)]
     #[case::encoded_slash("GET /v1%2fmodels", MODELS)]
     #[case::all_encoded("GET %2F%76%65rsion", VERSION)]
     #[case::encoded_twice("GET /v1%252Fmodels", READ)]
