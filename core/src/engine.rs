@@ -9,7 +9,7 @@ mod several;
 #[cfg(test)]
 mod tests;
 
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex};
 use crate::route::{
     Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Pool, Reason, Refusal, RequestMeta,
@@ -320,6 +320,12 @@ impl Engine {
     /// Whether a backend is to be asked whether it sleeps or is paused, too.
     pub fn asks_rest(&self, backend: BackendId) -> bool {
         self.fleet.backend(backend).is_some_and(|backend| backend.rest.is_doubtful())
+    }
+
+    /// Whether a backend is to be asked for its metrics, too.
+    pub fn asks_cache(&self, backend: BackendId) -> bool {
+        self.config.policy == Policy::CacheAware
+            && self.fleet.backend(backend).is_some_and(|backend| backend.health.asks_cache())
     }
 
     /// How to reach a backend; `None` once it is forgotten.

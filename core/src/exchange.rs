@@ -12,9 +12,9 @@
 //! Bytes belong to the runtime. Of a request the exchange keeps all, within [`Limits`], until the
 //! answer has begun. Of an answer it keeps the head until the first byte of the body, and the whole
 //! of one that is not the last word (a 500, a 503, a stream that begins with an error, some 404s),
-//! of at most 64 KiB, while another backend is tried; of what several backends answer, all; of a
-//! websocket, one read towards the backend, and what it says before it names a model, of at most
-//! 64 KiB.
+//! of at most 64 KiB, while another backend is tried; where it may say what it cost, a copy of its
+//! last 1,280 bytes; of what several backends answer, all; of a websocket, one read towards the
+//! backend, and what it says before it names a model, of at most 64 KiB.
 //! [`Output::Relay`] names the part of the bytes just received that goes on to the client.
 
 mod attempt;

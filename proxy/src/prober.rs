@@ -11,7 +11,7 @@ mod resolve;
 use crate::secret::Secret;
 use crate::shared::{Order, SharedEngine};
 use crate::upstream::Upstream;
-use ask::Asked;
+use ask::{Also, Asked};
 use smol::channel::Receiver;
 use smol::future::FutureExt;
 use smol::{LocalExecutor, Timer};
@@ -117,15 +117,16 @@ impl Prober {
         let (shared, key) = (Arc::clone(&self.shared), self.key.clone());
         let refused = Rc::clone(&self.refused);
         let probe = async move {
-            let (mut spec, mut rest) = (None, false);
+            let (mut spec, mut also) = (None, Also::default());
             shared.lend(&mut |engine| {
                 spec = engine.spec(backend).cloned();
-                rest = engine.asks_rest(backend);
+                also.rest = engine.asks_rest(backend);
+                also.cache = engine.asks_cache(backend);
             });
             let Some(spec) = spec else { return };
             // A library that panics over an odd answer must not end all probing.
             let asked =
-                AssertUnwindSafe(ask::backend(&spec, key.as_deref(), rest)).catch_unwind().await;
+                AssertUnwindSafe(ask::backend(&spec, key.as_deref(), also)).catch_unwind().await;
             let asked = asked.unwrap_or(Err(ProbeError::Broken));
             log::trace!(backend:%, answered = asked.is_ok(); "probed");
             if let Ok(Asked { models_status: Some(status), .. }) = asked {

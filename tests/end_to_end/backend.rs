@@ -49,6 +49,8 @@ struct State {
     paused: bool,
     stopping: bool,
     accepted: usize,
+    /// A probe asked for metrics.
+    metrics_asked: bool,
     /// What `stop` closes, by the number of the connection.
     open: Vec<(usize, TcpStream)>,
     heads: Vec<Vec<u8>>,
@@ -183,6 +185,11 @@ impl Backend {
         drop(self.shared.wait(PATIENCE, |state| state.heads.len() >= count));
     }
 
+    /// Until a probe asked for metrics.
+    pub(crate) fn await_metrics_probe(&self) {
+        drop(self.shared.wait(PATIENCE, |state| state.metrics_asked));
+    }
+
     pub(crate) fn list(&self, models: &[&str]) {
         self.shared.lock().models = models.iter().map(|&model| model.to_owned()).collect();
     }
@@ -301,6 +308,13 @@ fn probe_answer(shared: &Shared, head: &[u8]) -> Option<Vec<u8>> {
         Some(ok(format!(r#"{{"object":"list","data":[{}]}}"#, cards.join(","))))
     } else if target.ends_with(b"/version") {
         Some(ok(r#"{"version":"0.33.0"}"#))
+    } else if target.ends_with(b"/metrics")
+        && header(head, "connection").as_deref() == Some("close")
+    {
+        // Clients' questions come on connections that are kept.
+        shared.lock().metrics_asked = true;
+        shared.changed.notify_all();
+        Some(ok(""))
     } else {
         None
     }

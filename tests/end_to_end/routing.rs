@@ -3,7 +3,7 @@
 
 use crate::backend::{Backend, Gate, Then, card, not_found};
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
-use crate::wire::{assert_bytes, chat, framed, get, ok, post};
+use crate::wire::{assert_bytes, chat, chunk, framed, get, ok, post};
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -246,6 +246,30 @@ fn round_robin_takes_turns(runtime: Runtime) {
     }
 }
 
+fn what_answers_and_metrics_say_is_read(runtime: Runtime) {
+    let last = r#"{"choices":[],"usage":{"prompt_tokens":19,"completion_tokens":7,"prompt_tokens_details":{"cached_tokens":16}}}"#;
+    let events: Vec<_> = [r#"{"choices":[{"delta":{"content":"a"}}]}"#, last, "[DONE]"]
+        .iter()
+        .map(|data| chunk(format!("data: {data}\n\n")))
+        .collect();
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+    let answer = [head.as_bytes(), &events.concat(), b"0\r\n\r\n"].concat();
+    let expected = answer.clone();
+    let backend = Backend::answering(&["m"], move |request| {
+        if request.head.starts_with(b"GET /metrics ") { ok("") } else { answer.clone() }
+    });
+    let proxy = Proxy::with(runtime, &["--policy", "cache-aware"], &[&backend]);
+    backend.await_metrics_probe();
+    let passed = asked(&proxy, chat("m"));
+    assert_bytes(&passed.raw, &expected);
+    let name =
+        format!("vllm_proxy_reported_cached_tokens_total{{backend=\"{}\"}}", backend.address());
+    eventually("the cached tokens are told", || {
+        asked(&proxy, get("/metrics")).text().contains(&format!("{name} 16\n"))
+    });
+}
+
 on_every_runtime![
     models_of_all_backends_are_one_list,
     the_model_is_found_wherever_it_stands,
@@ -259,4 +283,5 @@ on_every_runtime![
     a_backend_that_comes_back_is_used_again,
     least_load_spreads_what_is_open,
     round_robin_takes_turns,
+    what_answers_and_metrics_say_is_read,
 ];

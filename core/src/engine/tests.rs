@@ -5,6 +5,7 @@ mod caching;
 mod knowledge;
 mod learning;
 mod membership;
+mod metrics;
 mod realtime;
 mod retries;
 mod several;

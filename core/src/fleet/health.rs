@@ -1,6 +1,7 @@
 //! Health: how one backend is, and when it is asked next.
 //!
-//! Owns the states, their transitions and the waits between probes. Does not know which models a
+//! Owns the states, their transitions and the waits between probes, and says which of them ask for
+//! metrics, too. Does not know which models a
 //! backend serves or what it has in hand, and sends nothing: whoever owns it turns
 //! [`Health::ask`] into a probe.
 
@@ -20,6 +21,9 @@ const DOWN_INTERVAL_MAX: Duration = Duration::from_secs(5);
 /// Between two probes that traffic asks for. A backend that answers probes and resets requests
 /// is not asked hundreds of times a second.
 const ALARM_GAP: Duration = Duration::from_millis(100);
+/// Between two probes that ask for metrics: a page of them is a hundred kilobytes and more, and
+/// takes the server milliseconds.
+const CACHE_INTERVAL: Duration = Duration::from_secs(30);
 /// Probes in a row that must time out before a backend that is up becomes suspect: a vLLM in
 /// a long prefill or a compilation answers late, and is worth waiting for.
 const TIMEOUTS_MAX: u8 = 3;
@@ -83,6 +87,10 @@ pub(crate) struct Health {
     doublings: u32,
     /// When the last probe that traffic asked for was due.
     alarm: Option<Instant>,
+    /// When a probe is to ask for metrics, at the earliest.
+    cache_due: Instant,
+    /// The probe in flight does.
+    asks_cache: bool,
 }
 
 impl Health {
@@ -99,6 +107,8 @@ impl Health {
             timeouts: 0,
             doublings: 0,
             alarm: None,
+            cache_due: now,
+            asks_cache: false,
         }
     }
 
@@ -115,7 +125,18 @@ impl Health {
     pub(crate) fn ask(&mut self, now: Instant) -> bool {
         let due = !self.probing && self.due <= now;
         self.probing |= due;
+        if due {
+            self.asks_cache = self.cache_due <= now;
+            if self.asks_cache {
+                self.cache_due = now + CACHE_INTERVAL;
+            }
+        }
         due
+    }
+
+    /// Whether the probe that is to be sent now, or in flight, asks for metrics.
+    pub(crate) const fn asks_cache(&self) -> bool {
+        self.asks_cache
     }
 
     /// Asks for a probe that is sent now or later, never one that was sent before. Returns
@@ -170,6 +191,11 @@ impl Health {
         rng: &mut Rng,
     ) -> bool {
         self.probing = false;
+        self.asks_cache = false;
+        if result != Ok(200) {
+            // Whoever answers next may be another process.
+            self.cache_due = now;
+        }
         let overtaken = core::mem::take(&mut self.overtaken);
         let repeat = core::mem::take(&mut self.repeat);
         if result != Err(&ProbeError::Timeout) {

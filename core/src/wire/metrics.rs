@@ -1,9 +1,11 @@
 //! Pages of metrics in the Prometheus text format (0.0.4 and 1.0.0): several become one.
 //!
-//! Knows names, labels and families; does not know what any of them means, and adds nothing up:
-//! whoever reads the page can, by the label `backend` that every sample gets. What a strict
-//! scraper would refuse is left out, since it would refuse the page of all backends with it.
+//! Knows names, labels and families; does not know what any of them means (only [`cache_report`]
+//! does, of a few), and adds nothing up: whoever reads the page can, by the label `backend` that
+//! every sample gets. What a strict scraper would refuse is left out, since it would refuse the
+//! page of all backends with it.
 
+mod cache;
 mod families;
 mod line;
 mod plain;
@@ -22,6 +24,7 @@ use families::{escape, write_name};
 use line::Sample;
 use scraped::Scraped;
 
+pub use cache::cache_report;
 pub use families::{Families, Kind, Value};
 
 /// The `content-type` of a page; what vLLM 0.32 and later say.

@@ -30,14 +30,17 @@ pub struct Probe {
     pub keyed: Option<bool>,
     /// Whether it sleeps or is paused, if it was asked and answered.
     pub rests: Option<bool>,
-    /// What `GET /metrics` says of its KV cache, if it was asked and answered.
+    /// What `GET /metrics` says of its KV cache, if it was asked and answered. That it did not is
+    /// nothing against its health.
     pub cache: Option<CacheReport>,
 }
 
 /// What a backend's metrics say of its KV cache; the sum of its engines, if there are several.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheReport {
-    /// Tokens that fit in: `num_gpu_blocks` times `block_size` of `vllm:cache_config_info`.
+    /// Tokens that fit in: `kv_cache_size_tokens` of `vllm:cache_config_info`. Where that is not
+    /// said it is `num_gpu_blocks` times `block_size`, which is too much for models with several
+    /// groups of layers.
     pub kv_tokens: Option<u64>,
     /// `vllm:prefix_cache_queries`: prompt tokens looked up since the start.
     pub queries: Option<u64>,

@@ -13,6 +13,7 @@ use smol::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant};
 use vllm_proxy_core::fleet::{Address, BackendSpec};
+use vllm_proxy_core::wire::metrics::cache_report;
 use vllm_proxy_core::wire::probe::{Probe, ProbeError, parse_flag, parse_models, parse_version};
 
 /// For all questions together.
@@ -23,6 +24,10 @@ const LOAD_LIMIT: Duration = Duration::from_secs(300);
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// A card of `/v1/models` takes half a kilobyte: this is room for tens of thousands of adapters.
 const BODY_BYTES_MAX: u64 = 16 << 20;
+/// For a page of metrics, which must not keep back what the others say.
+const METRICS_LIMIT: Duration = Duration::from_secs(2);
+/// A page takes up to half a megabyte.
+const METRICS_BYTES_MAX: u64 = 4 << 20;
 
 /// What a round of questions brought.
 #[derive(Debug, PartialEq, Eq)]
@@ -32,16 +37,34 @@ pub(super) struct Asked {
     pub(super) models_status: Option<u16>,
 }
 
-/// Asks `/health` first, since nothing else matters if that is not answered. `rest` says whether
-/// to ask if it sleeps or is paused.
+/// What is not asked each time.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Also {
+    /// Whether it sleeps or is paused.
+    pub(super) rest: bool,
+    /// How large its cache is, and of what use.
+    pub(super) cache: bool,
+}
+
+/// Asks `/health` first, since nothing else matters if that is not answered.
 pub(super) async fn backend(
     spec: &BackendSpec,
     key: Option<&Secret>,
-    rest: bool,
+    also: Also,
 ) -> Result<Asked, ProbeError> {
     let end = Instant::now() + LIMIT;
     let health = answer(spec, key, "/health", end).await?.status;
-    let (models, version) = zip(models(spec, key, end), answer(spec, None, "/version", end)).await;
+    let metrics = async {
+        if !also.cache || health != 200 {
+            return None;
+        }
+        let end = end.min(Instant::now() + METRICS_LIMIT);
+        let request = request(spec, key, "/metrics").ok()?;
+        let answer = ask(spec, request, METRICS_BYTES_MAX, end).await.ok()?;
+        answer.body.filter(|_| answer.status == 200)
+    };
+    let known = zip(models(spec, key, end), answer(spec, None, "/version", end));
+    let ((models, version), metrics) = zip(known, metrics).await;
     let body = |answer: Result<Answer, ProbeError>| {
         answer.ok().filter(|answer| answer.status == 200).and_then(|answer| answer.body)
     };
@@ -52,8 +75,8 @@ pub(super) async fn backend(
         models: body(models).and_then(|body| parse_models(&body)),
         version: body(version).and_then(|body| parse_version(&body)),
         keyed,
-        rests: if rest { rests(spec, end).await } else { None },
-        cache: None,
+        rests: if also.rest { rests(spec, end).await } else { None },
+        cache: metrics.map(|page| cache_report(&page)),
     };
     Ok(Asked { probe, models_status })
 }
@@ -95,7 +118,7 @@ pub(super) async fn load(
     request.set_method(Method::Post);
     request.set_body(body);
     request.insert_header(CONTENT_TYPE, "application/json");
-    Ok(ask(spec, request, Instant::now() + LOAD_LIMIT).await?.status)
+    Ok(ask(spec, request, BODY_BYTES_MAX, Instant::now() + LOAD_LIMIT).await?.status)
 }
 
 struct Answer {
@@ -110,20 +133,25 @@ async fn answer(
     path: &str,
     end: Instant,
 ) -> Result<Answer, ProbeError> {
-    ask(spec, request(spec, key, path)?, end).await
+    ask(spec, request(spec, key, path)?, BODY_BYTES_MAX, end).await
 }
 
-async fn ask(spec: &BackendSpec, request: Request, end: Instant) -> Result<Answer, ProbeError> {
+async fn ask(
+    spec: &BackendSpec,
+    request: Request,
+    body_bytes_max: u64,
+    end: Instant,
+) -> Result<Answer, ProbeError> {
     let asked = async {
         let connect_end = end.min(Instant::now() + CONNECT_LIMIT);
         match &spec.address {
             Address::Tcp(address) => {
                 let stream = connected(TcpStream::connect(*address), connect_end).await?;
-                exchange(stream, request).await
+                exchange(stream, request, body_bytes_max).await
             }
             Address::Unix(path) => {
                 let stream = connected(UnixStream::connect(path), connect_end).await?;
-                exchange(stream, request).await
+                exchange(stream, request, body_bytes_max).await
             }
         }
     };
@@ -165,20 +193,21 @@ async fn connected<S>(
     connect.or(too_late(end)).await
 }
 
-async fn exchange<S>(stream: S, request: Request) -> Result<Answer, ProbeError>
+async fn exchange<S>(stream: S, request: Request, body_bytes_max: u64) -> Result<Answer, ProbeError>
 where
     S: AsyncRead + AsyncWrite + Send + Sync + Unpin + 'static,
 {
     let response = async_h1::connect(stream, request).await.map_err(|_| ProbeError::Broken)?;
-    Ok(Answer { status: response.status().into(), body: body(response).await })
+    let status = response.status().into();
+    Ok(Answer { status, body: body(response, body_bytes_max).await })
 }
 
-async fn body(mut response: Response) -> Option<Vec<u8>> {
+async fn body(mut response: Response, bytes_max: u64) -> Option<Vec<u8>> {
     let length = response.len();
     let mut body = Vec::new();
-    let read = response.take_body().take(BODY_BYTES_MAX + 1).read_to_end(&mut body).await;
+    let read = response.take_body().take(bytes_max + 1).read_to_end(&mut body).await;
     let whole = read.is_ok()
-        && body.len() as u64 <= BODY_BYTES_MAX
+        && body.len() as u64 <= bytes_max
         && length.is_none_or(|length| length == body.len());
     whole.then_some(body)
 }
@@ -195,6 +224,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
+    use vllm_proxy_core::wire::probe::CacheReport;
 
     fn spec(address: std::net::SocketAddr) -> BackendSpec {
         BackendSpec {
@@ -247,7 +277,7 @@ mod tests {
             head.contains("Bearer hunter2\r\n").then_some(r#"{"data":[{"id":"a"}]}"#)
         });
         let key = key.map(|key| Secret::new(key.to_owned()));
-        let asked = smol::block_on(backend(&spec, key.as_ref(), false)).unwrap();
+        let asked = smol::block_on(backend(&spec, key.as_ref(), Also::default())).unwrap();
         assert_eq!(asked.probe.keyed, Some(true));
         assert_eq!(asked.probe.models.map(|models| models.len()), models);
         assert_eq!(asked.models_status, Some(status));
@@ -266,8 +296,58 @@ mod tests {
             r#"{"is_sleeping":false}"# => |_| Some(r#"{"is_sleeping":false,"is_paused":false}"#),
             _ => |_| Some(r#"{"detail":"Not Found"}"#),
         };
-        let asked = smol::block_on(backend(&routes(answers), None, true)).unwrap();
+        let also = Also { rest: true, ..Also::default() };
+        let asked = smol::block_on(backend(&routes(answers), None, also)).unwrap();
         assert_eq!(asked.probe.rests, expected);
+    }
+
+    const CACHE: &str = "vllm:cache_config_info{block_size=\"16\",num_gpu_blocks=\"1000\"} 1.0\n\
+                         vllm:prefix_cache_queries_total{engine=\"0\"} 50.0\n\
+                         vllm:prefix_cache_hits_total{engine=\"0\"} 20.0\n";
+
+    fn all_have_a_page(_: &str) -> Option<&'static str> {
+        Some(CACHE)
+    }
+
+    fn nobody_has_a_page(head: &str) -> Option<&'static str> {
+        (!head.contains("/p/metrics ")).then_some("")
+    }
+
+    fn the_page_is_empty(_: &str) -> Option<&'static str> {
+        Some("")
+    }
+
+    /// What metrics say, or that they are not to be had, changes nothing else.
+    #[rstest]
+    #[case::a_page(
+        all_have_a_page,
+        true,
+        Some(CacheReport { kv_tokens: Some(16_000), queries: Some(50), hits: Some(20) })
+    )]
+    #[case::not_asked(all_have_a_page, false, None)]
+    #[case::refused(nobody_has_a_page, true, None)]
+    #[case::nothing_of_it(the_page_is_empty, true, Some(CacheReport::default()))]
+    fn metrics_are_asked_for(
+        #[case] answers: fn(&str) -> Option<&'static str>,
+        #[case] cache: bool,
+        #[case] expected: Option<CacheReport>,
+    ) {
+        let also = Also { cache, ..Also::default() };
+        let asked = smol::block_on(backend(&routes(answers), None, also)).unwrap();
+        let probe = Probe { health: 200, keyed: Some(false), cache: expected, ..Probe::default() };
+        assert_eq!(asked, Asked { probe, models_status: Some(200) });
+    }
+
+    #[test]
+    fn a_page_that_is_too_long_is_none() {
+        let long = "x".repeat(usize::try_from(METRICS_BYTES_MAX).unwrap() + 1).leak();
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", long.len());
+        let (spec, server) = server(vec![[head.as_bytes(), long.as_bytes()].concat().leak()]);
+        let end = Instant::now() + LIMIT;
+        let request = request(&spec, None, "/metrics").unwrap();
+        let answer = smol::block_on(ask(&spec, request, METRICS_BYTES_MAX, end)).unwrap();
+        assert_eq!((answer.status, answer.body), (200, None));
+        drop(server);
     }
 
     /// Answers so many connections, one after the other, with these bytes; returns the heads.
@@ -296,7 +376,7 @@ mod tests {
         let ok = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
         let (spec, server) = server(vec![ok, ok, ok]);
         let key = Secret::new("hunter2".to_owned());
-        let asked = smol::block_on(backend(&spec, Some(&key), false)).unwrap();
+        let asked = smol::block_on(backend(&spec, Some(&key), Also::default())).unwrap();
         let probe = Probe { health: 200, keyed: Some(false), ..Probe::default() };
         assert_eq!(asked, Asked { probe, models_status: Some(200) });
         let heads = server.join().unwrap();
@@ -312,7 +392,7 @@ mod tests {
     #[case::cut(b"HTTP/1.1 200")]
     fn nonsense_is_broken(#[case] answer: &'static [u8]) {
         let (spec, server) = server(vec![answer]);
-        assert_eq!(smol::block_on(backend(&spec, None, false)), Err(ProbeError::Broken));
+        assert_eq!(smol::block_on(backend(&spec, None, Also::default())), Err(ProbeError::Broken));
         server.join().unwrap();
     }
 
@@ -321,14 +401,14 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let spec = spec(listener.local_addr().unwrap());
         drop(listener);
-        assert_eq!(smol::block_on(backend(&spec, None, false)), Err(ProbeError::Connect));
+        assert_eq!(smol::block_on(backend(&spec, None, Also::default())), Err(ProbeError::Connect));
     }
 
     #[test]
     fn a_missing_unix_socket_is_no_connection() {
         let mut spec = spec(([127, 0, 0, 1], 1).into());
         spec.address = Address::Unix("/nonexistent/vllm.sock".to_owned());
-        assert_eq!(smol::block_on(backend(&spec, None, false)), Err(ProbeError::Connect));
+        assert_eq!(smol::block_on(backend(&spec, None, Also::default())), Err(ProbeError::Connect));
     }
 
     #[test]
