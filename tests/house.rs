@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 const LAYERS: [&str; 8] = ["time", "rng", "config", "wire", "fleet", "route", "engine", "exchange"];
 
 /// Imports that point right, and why each may.
-const LAYER_EXCEPTIONS: [(&str, &str); 9] = [
+const LAYER_EXCEPTIONS: [(&str, &str); 8] = [
     // The words of a refusal are `route`'s, since the engine says them; how they look on the wire
     // is `answers`'s. The word is data and knows nothing of how it was come to.
     ("wire/answers.rs", "route::Refusal"),
@@ -27,8 +27,6 @@ const LAYER_EXCEPTIONS: [(&str, &str); 9] = [
     ("wire/scan.rs", "route::Fingerprint"),
     ("wire/scan/prompt.rs", "route::prompt"),
     ("wire/scan/render.rs", "route::prompt"),
-    // What an answer says it cost, in the word in which the engine is told.
-    ("wire/usage.rs", "route::Usage"),
     // Where a request's head goes: an authority and a prefix, as plain data.
     ("wire/forward.rs", "fleet::BackendSpec"),
 ];

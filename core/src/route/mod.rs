@@ -9,6 +9,7 @@ pub(crate) mod prompt;
 mod score;
 mod several;
 
+pub use crate::wire::usage::Usage;
 pub(crate) use held::{Held, Next, Pool, Promise, Tried};
 pub use pick::{Candidate, Question, pick};
 pub use prompt::{CHUNK_BYTES, CHUNKS_MAX, Fingerprint};
@@ -246,18 +247,6 @@ pub enum Failure {
     Elsewhere,
     /// It sent nothing for the whole HTTP timeout. Never tried elsewhere.
     Timeout,
-}
-
-/// What an answer said it cost, in tokens. Backends are not trusted: any number may be anything.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Tokens of the prompt.
-    pub prompt: u64,
-    /// Those of them that were found in the KV cache; `None` if that was not said. vLLM 0.33 says
-    /// it of `/v1/responses`, and elsewhere if started with `--enable-prompt-tokens-details`.
-    pub cached: Option<u64>,
-    /// Tokens of the answer.
-    pub completion: u64,
 }
 
 /// How a ticket ended.

@@ -8,7 +8,6 @@
 //! whoever wrote it, since the quotes in it are escaped; and what stands where a usage may is the
 //! server's own word.
 
-use crate::route::Usage;
 use alloc::vec;
 use alloc::vec::Vec;
 use httparse::Header;
@@ -18,6 +17,18 @@ use memchr::{memchr_iter, memchr2, memrchr_iter};
 /// (timings, empty fields, the last event) as much again. Behind the ids of a prompt's tokens and
 /// its log probabilities, which few ask for, no usage is found.
 const KEPT_BYTES_MAX: usize = 1_280;
+
+/// What an answer said it cost, in tokens. Backends are not trusted: any number may be anything.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Tokens of the prompt.
+    pub prompt: u64,
+    /// Those of them that were found in the KV cache; `None` if that was not said. vLLM 0.33 says
+    /// it of `/v1/responses`, and elsewhere if started with `--enable-prompt-tokens-details`.
+    pub cached: Option<u64>,
+    /// Tokens of the answer.
+    pub completion: u64,
+}
 
 /// Where in an answer its usage stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

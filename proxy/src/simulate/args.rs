@@ -53,8 +53,8 @@ pub(crate) struct Args {
     ///
     /// A file is a trace as Mooncake published them (JSON lines with timestamp, input_length,
     /// output_length and hash_ids, and, if known, output_hash_ids: those of the blocks that the
-    /// answer fills, the first of them the one that the prompt began) or as Azure did in 2023 (CSV with TIMESTAMP, ContextTokens and
-    /// GeneratedTokens).
+    /// answer fills, the first of them the one that the prompt began) or as Azure did in 2023 (CSV
+    /// with TIMESTAMP, ContextTokens and GeneratedTokens).
     #[arg(value_name = "TRACE")]
     given: Option<String>,
 
