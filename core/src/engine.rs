@@ -8,6 +8,9 @@ mod learn;
 mod several;
 #[cfg(test)]
 mod tests;
+mod view;
+
+pub use view::View;
 
 use crate::config::{Config, Policy};
 use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex};
@@ -161,7 +164,7 @@ impl Engine {
         };
         debug!(request = id, backend:% = held.backend, why:?; "attempt failed");
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
-            backend.load.remove(held.dispatch, held.work.prompt);
+            backend.load.remove(held.dispatch, held.work.prompt, now);
         }
         match why {
             Failure::Connect | Failure::Lost | Failure::Cut | Failure::Nonsense => {
@@ -237,7 +240,7 @@ impl Engine {
         };
         debug!(request = id, backend:% = held.backend, outcome:?; "settled");
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
-            backend.load.remove(held.dispatch, held.work.prompt);
+            backend.load.remove(held.dispatch, held.work.prompt, now);
             match outcome {
                 Outcome::Done { status, .. } => backend.counts.answered(status),
                 Outcome::Broken => backend.counts.broken += 1,

@@ -337,6 +337,11 @@ impl Engine {
     }
 }
 
+/// How gladly a backend is given requests.
+pub(super) fn reluctance(backend: &Backend) -> u8 {
+    u8::from(!backend.is_up()) + 2 * u8::from(backend.rests())
+}
+
 /// A backend as one to choose; `None` if it takes no requests.
 ///
 /// One that rests was told to: it says 503 in its own words if nobody else is there. A suspect may
@@ -344,7 +349,7 @@ impl Engine {
 fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
     backend.serves().then(|| Candidate {
         backend: backend.id,
-        reluctance: u8::from(!backend.is_up()) + 2 * u8::from(backend.rests()),
+        reluctance: reluctance(backend),
         in_hand: backend.load.standing(now),
         cached: 0,
         fresh: 0,

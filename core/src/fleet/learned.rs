@@ -86,6 +86,11 @@ impl TokenLength {
         }
     }
 
+    /// Thousandths of a byte a token.
+    pub(crate) const fn milli(self) -> i64 {
+        self.milli
+    }
+
     /// So many bytes in thousandths of a token.
     pub(crate) fn work_of(self, bytes: u64) -> i64 {
         let tokens = u128::from(bytes) * 1_000_000 / self.milli.unsigned_abs() as u128;
@@ -125,6 +130,11 @@ impl Trust {
         // Rounded away from where it is, so that it gets all the way.
         let way = sample - self.kept;
         self.kept += (way + way.signum() * (Self::FAST - 1)) / Self::FAST;
+    }
+
+    /// What part of a promise is kept, in thousandths.
+    pub(crate) const fn kept(self) -> i64 {
+        self.kept
     }
 
     /// What a promise of so many thousandths of a token is worth.

@@ -20,7 +20,7 @@ pub struct Standing {
 
 /// The sums behind [`Standing`], kept so that they equal a recount of the live tickets and are
 /// exactly zero when there are none.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Load {
     in_flight: u32,
     resident: i64,
@@ -35,7 +35,7 @@ pub(crate) struct Load {
     pace: Pace,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Prefill {
     uncached: i64,
     sent: Instant,
@@ -87,7 +87,9 @@ impl Load {
     }
 
     /// A request that was added with this `prompt` is settled.
-    pub(crate) fn remove(&mut self, dispatch: u64, prompt: i64) {
+    pub(crate) fn remove(&mut self, dispatch: u64, prompt: i64, now: Instant) {
+        // What has run out does so now, whether or not anybody asked in between.
+        self.expire(now);
         self.leave(dispatch);
         self.resident = self.resident.saturating_sub(prompt);
         self.in_flight = self.in_flight.saturating_sub(1);
@@ -107,6 +109,14 @@ impl Load {
             resident: self.resident,
             in_flight: self.in_flight,
         }
+    }
+
+    /// The same without noting what has run out, and how many have no first token. Copies it all:
+    /// not for every request.
+    pub(crate) fn seen(&self, now: Instant) -> (Standing, usize) {
+        let mut copy = self.clone();
+        let standing = copy.standing(now);
+        (standing, copy.pending.len())
     }
 
     /// Requests in hand, for the one question that needs no time.
@@ -208,7 +218,7 @@ mod tests {
         load.prefilled(0, at(10));
         assert!(!load.is_idle());
         for dispatch in 0..4 {
-            load.remove(dispatch, U);
+            load.remove(dispatch, U, at(10));
         }
         assert!(load.is_idle());
         assert_eq!(load.standing(at(0)), Standing::default());

@@ -115,6 +115,7 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
                 naive.first_byte(some, now);
             }
             60..80 if !none_open => {
+                naive.expire(now);
                 let open = naive.open.remove(some);
                 let outcome =
                     [Outcome::done(200), Outcome::ClientGone, Outcome::Broken, Outcome::TimedOut]
@@ -122,6 +123,7 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
                 rig.engine.finish(open.ticket, outcome, rig.now);
             }
             80..92 if !none_open => {
+                naive.expire(now);
                 let open = naive.open.remove(some);
                 let why = [
                     Failure::Connect,
@@ -132,7 +134,6 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
                     Failure::Status(503),
                     Failure::Timeout,
                 ][rng.below(7) as usize];
-                naive.expire(now);
                 let stream = open.predicted.is_none();
                 let decision = rig.engine.reroute(open.ticket, why, rig.now);
                 note(&mut rig, format!("{decision:?}"));
