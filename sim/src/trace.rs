@@ -173,6 +173,16 @@ impl Workload {
         self
     }
 
+    /// All that comes within each such time comes at its beginning.
+    #[must_use]
+    pub fn in_bursts(mut self, every: Duration) -> Self {
+        let every = u64::try_from(every.as_micros()).unwrap_or(u64::MAX).max(1);
+        for request in &mut self.requests {
+            request.at = Instant::from_micros(request.at.micros() / every * every);
+        }
+        self
+    }
+
     /// Only the first so many.
     #[must_use]
     pub fn first(mut self, count: usize) -> Self {
@@ -271,6 +281,14 @@ mod tests {
         let workload = workload.at_rate(1.5);
         assert_eq!(times(&workload), [0, 250, 750, 2_000]);
         assert_eq!(workload.span(), Duration::from_secs(2));
+    }
+
+    #[test]
+    fn what_comes_in_a_while_may_come_at_once() {
+        let text = [0, 2_999, 3_000, 7_000].map(|at| line(at, 1, &[1])).concat();
+        let workload =
+            Workload::mooncake(&text, Bursts::Keep, MOONCAKE_BLOCK).expect("it is a trace");
+        assert_eq!(times(&workload.in_bursts(MOONCAKE_BUCKET)), [0, 0, 3_000, 6_000]);
     }
 
     #[rstest]

@@ -26,17 +26,21 @@ pub enum Kind {
     ZipfFlip,
     /// No two prompts begin alike.
     Unique,
+    /// The same, most of about a thousand tokens, answers of about a hundred: as long as those of
+    /// the conversation trace that Azure published in 2023.
+    Short,
 }
 
 impl Kind {
     /// All of them, by their names.
-    pub const ALL: [(&str, Self); 6] = [
+    pub const ALL: [(&str, Self); 7] = [
         ("tool", Self::Tool),
         ("uniform", Self::Uniform),
         ("conversation", Self::Conversation),
         ("hot", Self::Hot),
         ("zipf-flip", Self::ZipfFlip),
         ("unique", Self::Unique),
+        ("short", Self::Short),
     ];
 }
 
@@ -99,7 +103,7 @@ impl Traffic {
             Kind::ZipfFlip => (200, 0.9),
             Kind::Conversation => (4, 0.0),
             Kind::Hot => (1, 0.0),
-            Kind::Unique => (0, 0.0),
+            Kind::Unique | Kind::Short => (0, 0.0),
         };
         let mut sum = 0;
         let popular = (1..=prefixes).map(|rank| {
@@ -116,7 +120,7 @@ impl Traffic {
         match self.kind {
             Kind::Tool => 0.75 + 0.25 * 5.5,
             Kind::Conversation => 5.0,
-            Kind::Uniform | Kind::Hot | Kind::ZipfFlip | Kind::Unique => 1.0,
+            Kind::Uniform | Kind::Hot | Kind::ZipfFlip | Kind::Unique | Kind::Short => 1.0,
         }
     }
 
@@ -125,7 +129,7 @@ impl Traffic {
         match self.kind {
             Kind::Tool => 80_000_000,
             Kind::Conversation => 400_000_000,
-            Kind::Uniform | Kind::Hot | Kind::ZipfFlip | Kind::Unique => 0,
+            Kind::Uniform | Kind::Hot | Kind::ZipfFlip | Kind::Unique | Kind::Short => 0,
         }
     }
 
@@ -139,7 +143,12 @@ impl Traffic {
         let steps = match self.kind {
             Kind::Tool if self.rng.below(4) == 0 => 3 + self.rng.below(6),
             Kind::Conversation => 1 + self.rng.below(9),
-            Kind::Tool | Kind::Uniform | Kind::Hot | Kind::ZipfFlip | Kind::Unique => 1,
+            Kind::Tool
+            | Kind::Uniform
+            | Kind::Hot
+            | Kind::ZipfFlip
+            | Kind::Unique
+            | Kind::Short => 1,
         };
         let mut at = at;
         for _ in 0..steps {
@@ -149,6 +158,7 @@ impl Traffic {
                 Kind::Conversation => (self.between(20, 2_000), self.between(50, 800)),
                 Kind::Hot => (self.between(50, 500), self.between(30, 400)),
                 Kind::Unique => (self.between(500, 16_000), self.between(30, 400)),
+                Kind::Short => (self.between(200, 5_000), self.between(20, 800)),
             };
             let piece = self.fresh();
             text.say(piece, asked);
@@ -183,7 +193,7 @@ impl Traffic {
             Kind::Uniform => 2_000,
             Kind::Conversation => 500,
             Kind::Hot => 8_000,
-            Kind::Unique => 0,
+            Kind::Unique | Kind::Short => 0,
         };
         Some((rank as u64, tokens))
     }
@@ -225,7 +235,7 @@ mod tests {
 
     #[rstest]
     fn every_kind_is_well_formed_and_follows_from_its_seed(
-        #[values(0, 1, 2, 3, 4, 5)] index: usize,
+        #[values(0, 1, 2, 3, 4, 5, 6)] index: usize,
     ) {
         let (name, kind) = Kind::ALL[index];
         assert_eq!(name.parse(), Ok(kind));
@@ -252,6 +262,7 @@ mod tests {
     #[case::hot(Kind::Hot, 0.95, 0.98)]
     #[case::zipf_flip(Kind::ZipfFlip, 0.75, 0.95)]
     #[case::unique(Kind::Unique, 0.0, 0.0)]
+    #[case::short(Kind::Short, 0.0, 0.0)]
     fn how_much_repeats(#[case] kind: Kind, #[case] least: f64, #[case] most: f64) {
         let hits = generate(kind, 4_000, 20.0, 1).hits_of_one_cache(u64::MAX);
         assert!((least..=most).contains(&hits), "{hits}");
