@@ -25,6 +25,8 @@ use vllm_proxy_core::time::{Duration, Instant};
 
 /// How often the load of servers is written down, over the time in which requests come.
 const SAMPLES: u128 = 200;
+/// But no more often than this, in microseconds: requests of one moment take no time to come.
+const SAMPLE_MIN: u128 = 1_000;
 
 /// What happens to a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,7 +145,7 @@ pub fn run<'a>(
     let mut world = World::new(setup, proxies);
     let requests = &setup.workload.requests;
     let sample_every = Duration::from_micros(
-        u64::try_from((setup.workload.span().as_micros() / SAMPLES).max(1)).unwrap_or(u64::MAX),
+        u64::try_from((setup.workload.span().as_micros() / SAMPLES).max(SAMPLE_MIN)).unwrap_or(u64::MAX),
     );
     world.events.push(Instant::START, Kind::Sample, 0);
     let mut coming = 0;
