@@ -14,15 +14,18 @@ mod llmd_weighted;
 mod loadaware;
 mod peer;
 mod power_of_two;
+mod recount;
 mod reference;
 mod round_robin;
 mod smg;
 #[cfg(test)]
 mod tests;
 mod twin;
+mod watch;
 
-pub use engine::Proxy;
+pub use engine::{Proxy, Sent, Told};
 pub use fingerprint::fingerprint;
+pub(crate) use fingerprint::of_name;
 use llmd_affinity::Tokens;
 pub use peer::{Candidate, Peer, Policy};
 pub use reference::{Reference, Weights};

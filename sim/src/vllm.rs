@@ -69,6 +69,8 @@ pub struct Vllm {
     /// Nanoseconds in which it computed.
     busy: u64,
     preemptions: u64,
+    /// Prompt tokens looked up in the cache since it was started, and those of them found.
+    looked_up: (u64, u64),
     /// Until when it does nothing, in nanoseconds.
     stalled: u64,
 }
@@ -89,6 +91,7 @@ impl Vllm {
             events: VecDeque::new(),
             busy: 0,
             preemptions: 0,
+            looked_up: (0, 0),
             stalled: 0,
         }
     }
@@ -213,6 +216,11 @@ impl Vllm {
     /// How often it threw a request out.
     pub const fn preemptions(&self) -> u64 {
         self.preemptions
+    }
+
+    /// Prompt tokens looked up in the cache since it was started, and those of them found.
+    pub const fn looked_up(&self) -> (u64, u64) {
+        self.looked_up
     }
 
     /// Requests in the queue and in the batch.
@@ -429,6 +437,11 @@ impl Vllm {
         one.told = full;
         one.prefill = tokens;
         one.computed = u32::try_from(hits).unwrap_or(0) * self.options.block_tokens;
+        // Who was thrown out is not counted again.
+        if one.cached.is_none() && self.options.prefix_caching {
+            self.looked_up.0 += u64::from(tokens);
+            self.looked_up.1 += u64::from(one.computed);
+        }
         one.cached.get_or_insert(one.computed);
         true
     }

@@ -8,118 +8,35 @@
 
 mod clients;
 mod events;
+mod manner;
+mod outcome;
 mod router;
+mod setup;
 #[cfg(test)]
 mod tests;
 
 pub use clients::Clients;
-pub use router::{Answer, Ask, End, Router, Server};
+pub use manner::{Manner, Tells};
+pub use outcome::{Fate, Outcome, Record};
+pub use router::{Answer, Ask, End, Live, Router, Server};
+pub use setup::{Change, Fault, Setup};
 
 use crate::checks;
-use crate::trace::Workload;
-use crate::vllm::{Event as Said, Options, Usage, Vllm};
+use crate::policies::of_name;
+use crate::vllm::{Event as Said, Job, Options, Vllm};
 use clients::Client;
 use events::{Events, Kind};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use vllm_proxy_core::route::Failure;
 use vllm_proxy_core::time::{Duration, Instant};
 
+/// How often a request is sent at most, whoever routes it.
+const ATTEMPTS_MAX: u32 = 3;
 /// How often the load of servers is written down, over the time in which requests come.
 const SAMPLES: u128 = 200;
 /// But no more often than this, in microseconds: requests of one moment take no time to come.
 const SAMPLE_MIN: u128 = 1_000;
-
-/// What happens to a server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Change {
-    /// It ends, with everything it had.
-    Down,
-    /// It is there again, with an empty cache.
-    Up,
-    /// Its cache is lost, and nobody is told.
-    Forget,
-    /// It does nothing for a while.
-    Stall(Duration),
-}
-
-/// A change and when and where it happens.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fault {
-    /// When.
-    pub at: Instant,
-    /// Which server.
-    pub server: usize,
-    /// What.
-    pub change: Change,
-}
-
-/// Everything a run follows from.
-#[derive(Clone, Debug)]
-pub struct Setup<'a> {
-    /// How the servers were started.
-    pub servers: Vec<Options>,
-    /// What clients ask for.
-    pub workload: &'a Workload,
-    /// How clients behave.
-    pub clients: Clients,
-    /// What happens to servers.
-    pub faults: Vec<Fault>,
-    /// For all chance in it.
-    pub seed: u64,
-    /// Whether to check all that must hold after each event, which takes long.
-    pub checked: bool,
-}
-
-/// How a request ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Fate {
-    /// Not yet.
-    #[default]
-    Open,
-    /// With the last token of its answer.
-    Done,
-    /// Its client left.
-    Gone,
-    /// Its server ended in the midst of the answer.
-    Broken,
-    /// The proxy gave up.
-    Refused,
-}
-
-/// What became of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Record {
-    /// When its client asked.
-    pub at: Instant,
-    /// When the first token was made.
-    pub first: Option<Instant>,
-    /// When it ended.
-    pub end: Option<Instant>,
-    /// How.
-    pub fate: Fate,
-    /// What it cost.
-    pub usage: Usage,
-    /// The server it was sent to last.
-    pub server: Option<usize>,
-    /// How often it was sent.
-    pub attempts: u32,
-}
-
-/// What a run has to tell.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// One a request, in the order of the workload.
-    pub records: Vec<Record>,
-    /// For how long each server computed.
-    pub busy: Vec<Duration>,
-    /// How often each server threw a request out.
-    pub preemptions: Vec<u64>,
-    /// Requests at each server, at regular moments.
-    pub load: Vec<Vec<u32>>,
-    /// The pause between those moments.
-    pub load_every: Duration,
-    /// When the last request ended.
-    pub end: Instant,
-}
 
 /// A world in the making.
 pub(crate) struct World<'a> {
@@ -130,7 +47,11 @@ pub(crate) struct World<'a> {
     clients: Vec<Client>,
     events: Events,
     /// Requests that came and did not end.
-    pub(crate) open: usize,
+    pub(crate) open: BTreeSet<usize>,
+    /// Those of them that are at a server.
+    pub(crate) live: BTreeMap<usize, Live>,
+    /// Where those of them were that failed.
+    failed: BTreeMap<usize, Vec<(usize, u32)>>,
     pub(crate) now: Instant,
     load: Vec<Vec<u32>>,
 }
@@ -145,13 +66,14 @@ pub fn run<'a>(
     let mut world = World::new(setup, proxies);
     let requests = &setup.workload.requests;
     let sample_every = Duration::from_micros(
-        u64::try_from((setup.workload.span().as_micros() / SAMPLES).max(SAMPLE_MIN)).unwrap_or(u64::MAX),
+        u64::try_from((setup.workload.span().as_micros() / SAMPLES).max(SAMPLE_MIN))
+            .unwrap_or(u64::MAX),
     );
     world.events.push(Instant::START, Kind::Sample, 0);
     let mut coming = 0;
     loop {
         let arrival = requests.get(coming).map(|request| request.at);
-        if arrival.is_none() && world.open == 0 {
+        if arrival.is_none() && world.open.is_empty() {
             break;
         }
         // What happens at a moment comes before the requests of that moment.
@@ -172,6 +94,7 @@ pub fn run<'a>(
         }
         if setup.checked {
             checks::all(&world);
+            world.check_proxies();
         }
     }
     checks::at_the_end(&world);
@@ -181,16 +104,24 @@ pub fn run<'a>(
 impl<'a> World<'a> {
     fn new(setup: &'a Setup<'a>, proxies: Vec<Box<dyn Router + 'a>>) -> Self {
         let count = setup.workload.requests.len();
-        let server = |options: &Options| Server { vllm: Vllm::new(*options), alive: true };
+        let server = |(index, options): (usize, &Options)| Server {
+            vllm: Vllm::new(*options),
+            alive: true,
+            listed: true,
+            joined: 0,
+            manner: setup.manners.get(index).cloned().unwrap_or_default(),
+        };
         let clients =
             (0..count).map(|id| setup.clients.draw(&setup.workload.requests[id], setup.seed, id));
         let mut world = Self {
             setup,
-            servers: setup.servers.iter().map(server).collect(),
+            servers: setup.servers.iter().enumerate().map(server).collect(),
             records: vec![Record::default(); count],
             clients: clients.collect(),
             events: Events::new(setup.servers.len(), proxies.len()),
-            open: 0,
+            open: BTreeSet::new(),
+            live: BTreeMap::new(),
+            failed: BTreeMap::new(),
             now: Instant::START,
             load: vec![Vec::new(); setup.servers.len()],
             proxies,
@@ -199,10 +130,22 @@ impl<'a> World<'a> {
             world.events.push(fault.at, Kind::Fault, index);
         }
         for proxy in 0..world.proxies.len() {
+            if setup.checked {
+                world.proxies[proxy].watch();
+            }
             world.proxies[proxy].start(world.servers.len(), Instant::START);
             world.drain(proxy);
         }
         world
+    }
+
+    /// Lets each proxy compare what it counts with what there is.
+    fn check_proxies(&mut self) {
+        for proxy in 0..self.proxies.len() {
+            let its = self.live.iter().filter(|(id, _)| self.proxy_of(**id) == proxy);
+            let its: Vec<_> = its.map(|(_, live)| *live).collect();
+            self.proxies[proxy].check(&its, &self.servers, self.now);
+        }
     }
 
     pub(crate) fn in_hand(&self) -> usize {
@@ -240,7 +183,7 @@ impl<'a> World<'a> {
     }
 
     fn arrive(&mut self, id: usize) {
-        self.open += 1;
+        self.open.insert(id);
         self.records[id].at = self.now;
         if let Some(patience) = self.clients[id].patience {
             self.events.push(self.now + patience, Kind::Leave, id);
@@ -260,9 +203,15 @@ impl<'a> World<'a> {
             token_bytes_milli: client.token_bytes_milli,
             stream: client.stream,
             since: self.records[id].at,
+            name: client.name,
         };
         let proxy = self.proxy_of(id);
         loop {
+            if failure.is_some() {
+                let former = self.live.remove(&id).expect("what failed was somewhere");
+                assert!(!former.begun, "what a client saw the beginning of is not begun anew");
+                self.failed.entry(id).or_default().push((former.server, former.joined));
+            }
             let router = &mut self.proxies[proxy];
             let answer = match failure {
                 None => router.route(&ask, &self.servers, self.now),
@@ -274,12 +223,19 @@ impl<'a> World<'a> {
                     let record = &mut self.records[id];
                     record.server = Some(server);
                     record.attempts += 1;
+                    assert!(record.attempts <= ATTEMPTS_MAX, "request {id} is tried for ever");
+                    let Server { listed, joined, .. } = self.servers[server];
+                    assert!(listed, "who is not listed gets nothing");
+                    let failed = self.failed.get(&id);
+                    let new = failed.is_none_or(|failed| !failed.contains(&(server, joined)));
+                    assert!(new, "request {id} is not sent again to whom it failed at");
+                    self.live.insert(id, Live { id: id as u64, server, joined, begun: false });
                     if !self.servers[server].alive {
                         failure = Some(Failure::Connect);
                         continue;
                     }
-                    let vllm = &mut self.servers[server].vllm;
-                    if vllm.submit(request.job(id as u64), self.now).is_err() {
+                    let job = named(request.job(id as u64), client.name);
+                    if self.servers[server].vllm.submit(job, self.now).is_err() {
                         self.settle(id, Fate::Refused, End::Refused);
                     } else {
                         self.events.wake_server(server, self.servers[server].vllm.poll_timeout());
@@ -318,7 +274,8 @@ impl<'a> World<'a> {
                     if !self.clients[id].stream {
                         self.first_byte(id);
                     }
-                    self.settle(id, Fate::Done, End::Done(usage));
+                    let told = self.servers[server].manner.tells.of(usage, id as u64);
+                    self.settle(id, Fate::Done, End::Done(told));
                 }
             }
         }
@@ -327,6 +284,10 @@ impl<'a> World<'a> {
 
     fn first_byte(&mut self, id: usize) {
         let proxy = self.proxy_of(id);
+        if let Some(live) = self.live.get_mut(&id) {
+            assert!(!live.begun, "an answer begins once");
+            live.begun = true;
+        }
         self.proxies[proxy].first_byte(id as u64, self.now);
         self.drain(proxy);
     }
@@ -350,6 +311,15 @@ impl<'a> World<'a> {
         match fault.change {
             Change::Up => server.alive = true,
             Change::Forget => server.vllm.forget(),
+            Change::Leave | Change::Join => {
+                let joins = fault.change == Change::Join;
+                server.joined += u32::from(joins && !server.listed);
+                server.listed = joins;
+                for proxy in 0..self.proxies.len() {
+                    self.proxies[proxy].resolved(&self.servers, self.now);
+                    self.drain(proxy);
+                }
+            }
             Change::Stall(time) => {
                 server.vllm.stall(self.now + time, self.now);
                 self.events.wake_server(fault.server, server.vllm.poll_timeout());
@@ -357,12 +327,9 @@ impl<'a> World<'a> {
             Change::Down => {
                 server.alive = false;
                 server.vllm.restart();
-                let here = |record: &Record| {
-                    record.fate == Fate::Open && record.server == Some(fault.server)
-                };
-                let lost = (0..self.records.len()).filter(|&id| here(&self.records[id]));
-                for id in lost.collect::<Vec<_>>() {
-                    let begun = self.clients[id].stream && self.records[id].first.is_some();
+                let here = self.live.values().filter(|live| live.server == fault.server);
+                let lost: Vec<_> = here.map(|live| (live.id as usize, live.begun)).collect();
+                for (id, begun) in lost {
                     if begun {
                         self.settle(id, Fate::Broken, End::Broken);
                     } else {
@@ -387,14 +354,15 @@ impl<'a> World<'a> {
         assert_eq!(record.fate, Fate::Open, "request {id} ends once");
         record.fate = fate;
         record.end = Some(self.now);
-        self.open -= 1;
+        self.open.remove(&id);
+        self.live.remove(&id);
+        self.failed.remove(&id);
     }
 
     /// Answers a proxy's probes and notes when it wants to be called.
     fn drain(&mut self, proxy: usize) {
         while let Some(server) = self.proxies[proxy].poll_probe() {
-            let alive = self.servers[server].alive;
-            self.proxies[proxy].probed(server, alive, self.now);
+            self.proxies[proxy].probed(server, &self.servers, self.now);
         }
         self.events.wake_proxy(proxy, self.proxies[proxy].poll_timeout());
     }
@@ -412,5 +380,14 @@ impl<'a> World<'a> {
             load_every,
             end: self.now,
         }
+    }
+}
+
+/// A request under this name.
+fn named(job: Job, name: u32) -> Job {
+    let under = |blocks: &Arc<[u64]>| blocks.iter().map(|&block| of_name(block, name)).collect();
+    match name {
+        0 => job,
+        _ => Job { blocks: under(&job.blocks), answer: under(&job.answer), ..job },
     }
 }

@@ -40,12 +40,9 @@ impl Scene {
             server.gpu = server.gpu.at_speed(50);
         }
         let setup = Setup {
-            servers,
-            workload: &self.workload,
             clients: self.clients,
             faults: self.faults.clone(),
-            seed: 1,
-            checked: false,
+            ..Setup::new(servers, &self.workload)
         };
         let named = policies::named(policy).expect("it is a policy");
         let outcome = run(&setup, vec![named.router(1)], &mut |_, _| ());

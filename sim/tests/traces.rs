@@ -4,7 +4,7 @@ use std::time::Duration;
 use vllm_proxy_sim::policies;
 use vllm_proxy_sim::trace::{Bursts, MOONCAKE_BLOCK, Workload};
 use vllm_proxy_sim::vllm::{Gpu, Options};
-use vllm_proxy_sim::world::{Clients, Outcome, Setup, run};
+use vllm_proxy_sim::world::{Outcome, Setup, run};
 
 fn conversation() -> Workload {
     let text = include_str!("mooncake/conversation-400.jsonl");
@@ -13,14 +13,7 @@ fn conversation() -> Workload {
 
 fn replay(workload: &Workload, servers: usize, kv_tokens: u64, policy: &str) -> Outcome {
     let options = Options { kv_tokens, ..Options::new(Gpu::H100, workload.block_tokens) };
-    let setup = Setup {
-        servers: vec![options; servers],
-        workload,
-        clients: Clients::default(),
-        faults: Vec::new(),
-        seed: 1,
-        checked: false,
-    };
+    let setup = Setup::new(vec![options; servers], workload);
     let policy = policies::named(policy).expect("it is a policy");
     run(&setup, vec![policy.router(1)], &mut |_, _| ())
 }

@@ -245,16 +245,15 @@ impl Args {
         };
         let span = workload.span();
         Setup {
-            servers: (0..self.backends).map(server).collect(),
-            workload,
             clients: Clients {
                 streaming: self.streaming,
                 leaving: self.leaving,
                 sigma: self.sigma,
+                ..Clients::default()
             },
             faults: self.fault.iter().map(|fault| fault.within(span)).collect(),
             seed: self.seed,
-            checked: false,
+            ..Setup::new((0..self.backends).map(server).collect(), workload)
         }
     }
 

@@ -1,20 +1,43 @@
 //! The real engine as a router: the same code that a running proxy asks.
 
 use super::fingerprint;
-use crate::world::{Answer, Ask, End, Router, Server};
+use super::watch::Watch;
+use crate::world::{Answer, Ask, End, Live, Router, Server};
 use core::net::{Ipv4Addr, SocketAddr};
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Output};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
 use vllm_proxy_core::route::{
-    Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Route, Ticket, Usage, Who,
+    Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who, Work,
 };
 use vllm_proxy_core::time::Instant;
-use vllm_proxy_core::wire::probe::{ModelCard, Probe, ProbeError};
+use vllm_proxy_core::wire::probe::{CacheReport, ModelCard, Probe, ProbeError};
 
-const MODEL: &str = "simulated";
+/// Bytes of an index, as many as a proxy takes unless it is told otherwise.
+const INDEX_BYTES: usize = 64 << 20;
+
+/// A request as it was sent somewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sent {
+    /// Its number.
+    pub id: u64,
+    /// Where.
+    pub server: usize,
+    /// Tokens of its prompt that were believed to be cached there, up to the last few.
+    pub promised: u64,
+}
+
+/// What a proxy did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// All that it sent, in order.
+    pub sent: Vec<Sent>,
+    /// What its engine believes in the end.
+    pub state: u64,
+}
 
 /// A proxy with a real engine in it.
 #[derive(Debug)]
@@ -24,34 +47,71 @@ pub struct Proxy {
     /// Servers to be asked how they are, and by which id the engine knows them.
     probes: VecDeque<usize>,
     ids: Vec<Option<BackendId>>,
+    /// In which order servers are announced.
+    order: Vec<usize>,
     /// Room for a prompt's chunks.
     chunks: Vec<u64>,
+    watch: Watch,
+    told: Option<Rc<RefCell<Told>>>,
 }
 
 impl Proxy {
     /// A proxy that knows nobody yet.
     pub fn new(policy: Policy, seed: u64) -> Self {
-        // As much as a proxy takes unless it is told otherwise.
-        let index_memory = if policy == Policy::CacheAware { 64 << 20 } else { 0 };
+        Self::with_index(policy, seed, INDEX_BYTES)
+    }
+
+    /// The same with an index of so many bytes, if the policy asks for one.
+    pub fn with_index(policy: Policy, seed: u64, bytes: usize) -> Self {
+        let index_memory = if policy == Policy::CacheAware { bytes } else { 0 };
         let config = Config { policy, upstreams: 1, index_memory, ..Config::default() };
         Self {
             engine: Engine::new(config, seed, Instant::START),
             tickets: BTreeMap::new(),
             probes: VecDeque::new(),
             ids: Vec::new(),
+            order: Vec::new(),
             chunks: Vec::new(),
+            watch: Watch::new(policy, index_memory),
+            told: None,
         }
     }
 
-    fn answer(&mut self, id: u64, decision: Decision) -> Answer {
+    /// The same, to which servers are announced in this order: it numbers them by it.
+    #[must_use]
+    pub fn in_order(mut self, order: Vec<usize>) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// The same, telling what it does.
+    #[must_use]
+    pub fn telling(mut self, told: Rc<RefCell<Told>>) -> Self {
+        self.told = Some(told);
+        self
+    }
+
+    fn answer(&mut self, ask: &Ask<'_>, decision: Decision, now: Instant) -> Answer {
         let answer = match decision {
             Decision::Forward(route) => {
-                let server = server_of(&route);
-                self.tickets.insert(id, route.ticket);
+                let server = server_of(&route.spec);
+                let work = self.engine.work(&route.ticket).unwrap_or(Work::of_prompt(0));
+                // Whatever the watch finds, tickets are settled.
+                self.tickets.insert(ask.id, route.ticket);
+                self.watch.sent(ask, route.backend, work, now);
+                if let Some(told) = &self.told {
+                    let promised = u64::try_from((work.prompt - work.uncached) / 1_000);
+                    let promised = promised.unwrap_or(0);
+                    told.borrow_mut().sent.push(Sent { id: ask.id, server, promised });
+                }
                 Answer::Send(server)
             }
-            Decision::Later(at) => Answer::Later(at),
+            Decision::Later(at) => {
+                self.watch.not_sent(ask.id);
+                Answer::Later(at)
+            }
             Decision::Answer(_) | Decision::Gather(_) | Decision::Accept | Decision::Refuse(_) => {
+                self.watch.not_sent(ask.id);
                 Answer::Refuse
             }
         };
@@ -72,23 +132,46 @@ impl Proxy {
             }
         }
     }
+
+    /// Those of whom the engine may choose, to be compared with whom it chooses.
+    fn look(&mut self, ask: &Ask<'_>, servers: &[Server], now: Instant) {
+        let engine = &self.engine;
+        let lists = |backend| {
+            let server = engine.spec(backend).and_then(|spec| number(spec));
+            server.is_some_and(|server| servers[server].manner.names.contains(&ask.name))
+        };
+        self.watch.look(engine, ask, &self.chunks, &model(ask.name), lists, now);
+    }
 }
 
 impl Router for Proxy {
+    fn watch(&mut self) {
+        self.watch.begin();
+    }
+
+    fn check(&mut self, live: &[Live], servers: &[Server], now: Instant) {
+        let said = servers.iter().filter_map(|server| server.manner.kv_tokens);
+        self.watch.check(&self.engine, live, said, now);
+    }
+
     fn start(&mut self, servers: usize, now: Instant) {
         self.ids = vec![None; servers];
-        let specs: Vec<_> = (0..servers).map(spec).collect();
+        let others = (0..servers).filter(|server| !self.order.contains(server));
+        let others: Vec<_> = others.collect();
+        self.order.extend(others);
+        let specs: Vec<_> = self.order.iter().map(|&server| spec(server)).collect();
         self.engine.handle(Input::Discovered(&specs), now);
         self.drain();
     }
 
-    fn route(&mut self, ask: &Ask<'_>, _servers: &[Server], now: Instant) -> Answer {
+    fn route(&mut self, ask: &Ask<'_>, servers: &[Server], now: Instant) -> Answer {
         fingerprint(ask, &mut self.chunks);
+        self.look(ask, servers, now);
         let prompt = Fingerprint::of_chunks(self.chunks.clone(), ask.prompt_bytes);
         let decision = self.engine.route(
             &RequestMeta {
                 who: Who::Backend,
-                model: Some(MODEL),
+                model: Some(&model(ask.name)),
                 stream: ask.stream,
                 prompt_bytes: ask.prompt_bytes,
                 prompt: &prompt,
@@ -104,14 +187,17 @@ impl Router for Proxy {
             },
             now,
         );
-        self.answer(ask.id, decision)
+        self.answer(ask, decision, now)
     }
 
-    fn retry(&mut self, ask: &Ask<'_>, why: Failure, _: &[Server], now: Instant) -> Answer {
+    fn retry(&mut self, ask: &Ask<'_>, why: Failure, servers: &[Server], now: Instant) -> Answer {
         match self.tickets.remove(&ask.id) {
             Some(ticket) => {
+                self.watch.over(ask.id, now);
+                fingerprint(ask, &mut self.chunks);
+                self.look(ask, servers, now);
                 let decision = self.engine.reroute(ticket, why, now);
-                self.answer(ask.id, decision)
+                self.answer(ask, decision, now)
             }
             None => Answer::Refuse,
         }
@@ -120,26 +206,27 @@ impl Router for Proxy {
     fn first_byte(&mut self, id: u64, now: Instant) {
         if let Some(ticket) = self.tickets.get(&id) {
             self.engine.first_byte(ticket, now);
+            self.watch.first_byte(id, now);
         }
         self.drain();
     }
 
     fn finish(&mut self, id: u64, end: End, now: Instant) {
         let outcome = match end {
-            End::Done(usage) => {
-                let usage = Some(Usage {
-                    prompt: u64::from(usage.prompt),
-                    cached: Some(u64::from(usage.cached)),
-                    completion: u64::from(usage.completion),
-                });
-                Outcome::Done { status: 200, usage }
-            }
+            End::Done(usage) => Outcome::Done { status: 200, usage },
             End::Gone => Outcome::ClientGone,
             End::Broken => Outcome::Broken,
             End::Refused => Outcome::done(400),
         };
         if let Some(ticket) = self.tickets.remove(&id) {
             self.engine.finish(ticket, outcome, now);
+            self.watch.over(id, now);
+            self.watch.forget(id);
+        }
+        if let Some(told) = &self.told
+            && self.tickets.is_empty()
+        {
+            told.borrow_mut().state = self.engine.state_hash(now);
         }
         self.drain();
     }
@@ -148,17 +235,33 @@ impl Router for Proxy {
         self.tickets.len()
     }
 
+    fn resolved(&mut self, servers: &[Server], now: Instant) {
+        let listed = self.order.iter().filter(|&&server| servers[server].listed);
+        let specs: Vec<_> = listed.map(|&server| spec(server)).collect();
+        self.engine.handle(Input::Discovered(&specs), now);
+        self.drain();
+    }
+
     fn poll_probe(&mut self) -> Option<usize> {
         self.probes.pop_front()
     }
 
-    fn probed(&mut self, server: usize, alive: bool, now: Instant) {
+    fn probed(&mut self, server: usize, servers: &[Server], now: Instant) {
         let Some(backend) = self.ids[server] else { return };
-        let raw = format!("{{\"id\":\"{MODEL}\"}}");
-        let card = ModelCard { id: MODEL.into(), raw, ..ModelCard::default() };
-        let probe = Probe { health: 200, models: Some(vec![card]), ..Probe::default() };
-        let result = if alive { Ok(probe) } else { Err(ProbeError::Connect) };
+        let Server { alive, manner, vllm, .. } = &servers[server];
+        let card = |name| {
+            let id = model(name);
+            ModelCard { raw: format!("{{\"id\":\"{id}\"}}"), id, ..ModelCard::default() }
+        };
+        let models = Some(manner.names.clone().map(card).collect());
+        let (queries, hits) = manner.counts.then(|| vllm.looked_up()).unzip();
+        let cache = CacheReport { kv_tokens: manner.kv_tokens, queries, hits };
+        let cache = (cache != CacheReport::default()).then_some(cache);
+        let probe = Probe { health: 200, models, cache, ..Probe::default() };
+        let result = if *alive { Ok(probe) } else { Err(ProbeError::Connect) };
+        let before = self.watch.serves(&self.engine, backend, now);
         self.engine.handle(Input::Probed(backend, result), now);
+        self.watch.probed(&self.engine, backend, before, now);
         self.drain();
     }
 
@@ -170,6 +273,20 @@ impl Router for Proxy {
         self.engine.handle(Input::Timeout, now);
         self.drain();
     }
+}
+
+impl Drop for Proxy {
+    /// A world that ends early leaves nothing behind, either.
+    fn drop(&mut self) {
+        while let Some((_, ticket)) = self.tickets.pop_first() {
+            self.engine.finish(ticket, Outcome::ClientGone, Instant::FAR);
+        }
+    }
+}
+
+/// What a model or an adapter is called.
+fn model(name: u32) -> String {
+    format!("simulated-{name}")
 }
 
 /// Servers are told apart by their ports.
@@ -190,6 +307,6 @@ fn number(spec: &BackendSpec) -> Option<usize> {
     }
 }
 
-fn server_of(route: &Route) -> usize {
-    number(&route.spec).expect("every server was announced with its own port")
+fn server_of(spec: &BackendSpec) -> usize {
+    number(spec).expect("every server was announced with its own port")
 }

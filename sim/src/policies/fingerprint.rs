@@ -17,8 +17,16 @@ pub fn fingerprint(ask: &Ask<'_>, chunks: &mut Vec<u64>) {
     chunks.extend((1..=whole).map_while(|chunk| {
         let last_token = (chunk * CHUNK_BYTES - 1) * 1_000 / token_bytes_milli;
         let block = last_token / u64::from(ask.block_tokens);
-        ask.request.blocks.get(usize::try_from(block).ok()?).map(|id| mix(id ^ mix(chunk)))
+        ask.request
+            .blocks
+            .get(usize::try_from(block).ok()?)
+            .map(|id| mix(of_name(*id, ask.name) ^ mix(chunk)))
     }));
+}
+
+/// What a block holds under the name of a model or an adapter: under another it is another block.
+pub(crate) fn of_name(block: u64, name: u32) -> u64 {
+    if name == 0 { block } else { mix(block ^ mix(u64::from(name))) }
 }
 
 #[cfg(test)]
@@ -39,6 +47,7 @@ mod tests {
             token_bytes_milli,
             stream: true,
             since: Instant::START,
+            name: 0,
         };
         fingerprint(&ask, &mut chunks);
         chunks
@@ -64,6 +73,12 @@ mod tests {
         chunks.sort_unstable();
         chunks.dedup();
         assert_eq!(chunks.len(), count, "chunks differ");
+    }
+
+    #[test]
+    fn under_another_name_all_is_another() {
+        assert_eq!(of_name(7, 0), 7);
+        assert!(of_name(7, 1) != of_name(7, 2) && of_name(7, 1) != 7);
     }
 
     #[rstest]

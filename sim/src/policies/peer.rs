@@ -110,7 +110,7 @@ impl<P: Policy> Peer<P> {
         let reads_cache = self.policy.reads_cache();
         self.candidates.clear();
         for (count, server) in self.counts.iter().zip(servers) {
-            if server.alive && !tried.contains(&count.server) {
+            if server.alive && server.listed && !tried.contains(&count.server) {
                 let cached = if reads_cache {
                     server.vllm.cached(&ask.request.blocks, ask.request.prompt)
                 } else {
@@ -187,11 +187,7 @@ impl<P: Policy> Router for Peer<P> {
     }
 
     fn finish(&mut self, id: u64, end: End, now: Instant) {
-        let usage = match end {
-            End::Done(usage) => Some(usage),
-            End::Gone | End::Broken | End::Refused => None,
-        };
-        self.release(id, usage, now);
+        self.release(id, end.usage(), now);
     }
 
     fn in_hand(&self) -> usize {

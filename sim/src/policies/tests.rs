@@ -22,6 +22,7 @@ fn ask(request: &Request, id: u64) -> Ask<'_> {
         token_bytes_milli: 4_000,
         stream: true,
         since: Instant::START,
+        name: 0,
     }
 }
 

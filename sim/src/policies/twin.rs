@@ -4,7 +4,7 @@
 //! Ties may fall as they like: what counts is that no other server would have cost less.
 
 use super::{Candidate, Policy, Proxy, Reference};
-use crate::world::{Answer, Ask, End, Router, Server};
+use crate::world::{Answer, Ask, End, Live, Router, Server};
 use std::cell::Cell;
 use std::rc::Rc;
 use vllm_proxy_core::route::Failure;
@@ -37,7 +37,8 @@ impl Twin {
 
     fn compare(&mut self, ask: &Ask<'_>, answer: Answer, servers: &[Server], now: Instant) {
         let Answer::Send(chosen) = answer else { return };
-        let alive = servers.iter().enumerate().filter(|(_, server)| server.alive);
+        let alive = |server: &Server| server.alive && server.listed;
+        let alive = servers.iter().enumerate().filter(|(_, server)| alive(server));
         let candidate = |(server, _)| Candidate { server, ..Candidate::default() };
         let candidates: Vec<_> = alive.map(candidate).collect();
         let regret = self.reference.regret(ask, &candidates, chosen, now);
@@ -51,6 +52,14 @@ impl Twin {
 }
 
 impl Router for Twin {
+    fn watch(&mut self) {
+        self.engine.watch();
+    }
+
+    fn check(&mut self, live: &[Live], servers: &[Server], now: Instant) {
+        self.engine.check(live, servers, now);
+    }
+
     fn start(&mut self, servers: usize, now: Instant) {
         self.reference.start(servers);
         self.engine.start(servers, now);
@@ -79,11 +88,7 @@ impl Router for Twin {
     }
 
     fn finish(&mut self, id: u64, end: End, now: Instant) {
-        let usage = match end {
-            End::Done(usage) => Some(usage),
-            End::Gone | End::Broken | End::Refused => None,
-        };
-        self.reference.over(id, usage, now);
+        self.reference.over(id, end.usage(), now);
         self.engine.finish(id, end, now);
     }
 
@@ -95,8 +100,12 @@ impl Router for Twin {
         self.engine.poll_probe()
     }
 
-    fn probed(&mut self, server: usize, alive: bool, now: Instant) {
-        self.engine.probed(server, alive, now);
+    fn resolved(&mut self, servers: &[Server], now: Instant) {
+        self.engine.resolved(servers, now);
+    }
+
+    fn probed(&mut self, server: usize, servers: &[Server], now: Instant) {
+        self.engine.probed(server, servers, now);
     }
 
     fn poll_timeout(&self) -> Option<Instant> {

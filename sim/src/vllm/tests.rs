@@ -85,6 +85,14 @@ fn one_request() {
 }
 
 #[test]
+fn what_is_looked_up_is_counted_until_it_is_started_anew() {
+    let (_, mut vllm) = run(OPTIONS, &[(0, &[1, 2, 3], 10, 1), (9_000, &[1, 2, 4], 11, 1)]);
+    assert_eq!(vllm.looked_up(), (21, 8));
+    vllm.restart();
+    assert_eq!(vllm.looked_up(), (0, 0));
+}
+
+#[test]
 fn one_token_is_first_and_last() {
     let (said, _) = run(OPTIONS, &[(0, &[1], 4, 1)]);
     assert_eq!(said, [(1_004, First(0)), (1_004, done(0, 4, 0, 1))]);

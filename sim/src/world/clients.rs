@@ -19,12 +19,15 @@ pub struct Clients {
     /// By how much texts differ in bytes a token: the sigma of a log-normal distribution. Prompts
     /// with the same second block are one text.
     pub sigma: f64,
+    /// How many names of models and adapters they use, one by one as often as another: the same
+    /// text under another name is another prompt.
+    pub names: u32,
 }
 
 impl Default for Clients {
-    /// All stream, none leaves, a token is 4 bytes.
+    /// All stream, none leaves, a token is 4 bytes, there is one model.
     fn default() -> Self {
-        Self { streaming: 1.0, leaving: 0.0, sigma: 0.0 }
+        Self { streaming: 1.0, leaving: 0.0, sigma: 0.0, names: 1 }
     }
 }
 
@@ -36,6 +39,7 @@ pub(super) struct Client {
     pub(super) token_bytes_milli: u64,
     /// Which proxy it comes to.
     pub(super) lot: u32,
+    pub(super) name: u32,
 }
 
 impl Clients {
@@ -50,6 +54,7 @@ impl Clients {
             patience: leaves.then_some(after),
             token_bytes_milli: self.token_bytes_milli(request, seed),
             lot: (rng.next_u64() >> 32) as u32,
+            name: rng.below(u64::from(self.names)) as u32,
         }
     }
 

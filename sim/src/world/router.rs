@@ -1,8 +1,9 @@
 //! What a proxy is to the world: somebody who is asked and told.
 
+use super::Manner;
 use crate::trace::Request;
-use crate::vllm::{Usage, Vllm};
-use vllm_proxy_core::route::Failure;
+use crate::vllm::{self, Vllm};
+use vllm_proxy_core::route::{Failure, Usage};
 use vllm_proxy_core::time::Instant;
 
 /// A server as the world sees it. Some policies know more of it than a proxy could.
@@ -12,6 +13,25 @@ pub struct Server {
     pub vllm: Vllm,
     /// Whether it takes connections.
     pub alive: bool,
+    /// Whether proxies are told to use it: the name of an upstream resolves to it.
+    pub listed: bool,
+    /// How often it was listed anew: who comes back is another one to proxies.
+    pub joined: u32,
+    /// What it says of itself.
+    pub manner: Manner,
+}
+
+/// A request that a proxy has sent somewhere, as the world knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Live {
+    /// Its number.
+    pub id: u64,
+    /// Where it is.
+    pub server: usize,
+    /// How often that had joined by then.
+    pub joined: u32,
+    /// The proxy was told of the first byte of its answer.
+    pub begun: bool,
 }
 
 /// A request as its proxy sees it.
@@ -31,6 +51,8 @@ pub struct Ask<'a> {
     pub stream: bool,
     /// When it came.
     pub since: Instant,
+    /// The model or the adapter that it names.
+    pub name: u32,
 }
 
 /// Where a request goes.
@@ -47,8 +69,8 @@ pub enum Answer {
 /// How a request ended that a proxy had sent somewhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With its last token.
-    Done(Usage),
+    /// With its last token, and what it said of its cost.
+    Done(Option<Usage>),
     /// Its client left.
     Gone,
     /// Its answer was cut off.
@@ -57,8 +79,28 @@ pub enum End {
     Refused,
 }
 
+impl End {
+    /// What it said of its cost, if that is all that vLLM can say.
+    pub fn usage(self) -> Option<vllm::Usage> {
+        let Self::Done(Some(usage)) = self else { return None };
+        let tokens = |tokens| u32::try_from(tokens).unwrap_or(u32::MAX);
+        Some(vllm::Usage {
+            prompt: tokens(usage.prompt),
+            cached: tokens(usage.cached?),
+            completion: tokens(usage.completion),
+        })
+    }
+}
+
 /// A proxy, reduced to its decisions.
 pub trait Router {
+    /// All that it does is going to be checked.
+    fn watch(&mut self) {}
+
+    /// Checks itself. `live` are the requests that it sent somewhere and that are not over, by
+    /// number.
+    fn check(&mut self, _live: &[Live], _servers: &[Server], _now: Instant) {}
+
     /// There are so many servers, numbered from 0.
     fn start(&mut self, servers: usize, now: Instant);
 
@@ -77,13 +119,16 @@ pub trait Router {
     /// Requests sent somewhere and not over.
     fn in_hand(&self) -> usize;
 
+    /// Upstreams' names resolve to other servers than before.
+    fn resolved(&mut self, _servers: &[Server], _now: Instant) {}
+
     /// The server to be asked how it is.
     fn poll_probe(&mut self) -> Option<usize> {
         None
     }
 
     /// How it is.
-    fn probed(&mut self, _server: usize, _alive: bool, _now: Instant) {}
+    fn probed(&mut self, _server: usize, _servers: &[Server], _now: Instant) {}
 
     /// When it wants to be called.
     fn poll_timeout(&self) -> Option<Instant> {
