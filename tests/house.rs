@@ -226,6 +226,10 @@ fn core_depends_on_nothing_that_does_anything() {
     &["core/src", "sim/src"],
     &["Instant::now", "SystemTime", "thread::", "std::net", "RandomState"]
 )]
+#[case::decisions_are_the_same_on_every_machine(
+    &["core/src/engine", "core/src/fleet", "core/src/route"],
+    &["f32", "f64", "HashMap", "HashSet", "RandomState"]
+)]
 #[case::nobody_leaves_notes(
     &["core/src", "runtime-smol/src", "runtime-glommio/src", "proxy/src", "sim/src"],
     &["todo!", "unimplemented!", "dbg!", "unsafe {", ".unwrap()", "expect(\"\")"]
