@@ -86,6 +86,42 @@ fn blocks_are_as_small_as_told(#[case] answer: &str, #[case] cached: u32) {
     std::fs::remove_file(file).unwrap();
 }
 
+/// The constants of the simulated server, one by one: each makes another machine of it.
+#[rstest]
+#[case::step("--step-ms 20")]
+#[case::prefill("--prefill-rate 6000.5")]
+#[case::decode("--decode-us 100")]
+#[case::context("--context-us 90")]
+#[case::tokens("--max-num-batched-tokens 512")]
+#[case::requests("--max-num-seqs 2")]
+#[case::memory("--kv-tokens 30000")]
+#[case::speed("--speed 100,40")]
+#[case::slow("--slow 1")]
+#[case::caching("--no-prefix-caching")]
+#[case::bursts("--bursts")]
+#[case::usage("--usage most")]
+#[case::metrics("--usage none --no-prefix-caching --no-cache-metrics")]
+#[case::drained("--fault leave:1@20 --fault join:1@80")]
+#[case::flapping("--fault flap:0@10")]
+fn every_option_makes_a_difference(#[case] options: &str) {
+    let usual = "tool --requests 200 -n 2 --rate 3 --policy cache-aware,smg";
+    assert_ne!(printed(&format!("{usual} {options}")), printed(usual), "{options}");
+}
+
+#[test]
+fn fleets_of_several_sizes_share_the_traffic() {
+    let text = printed("hot --requests 300 --total-rate 24 -n 2,4,8 --policy least-load --json");
+    let documents: Value = serde_json::from_str(&text).unwrap();
+    let documents = documents.as_array().unwrap();
+    let sizes: Vec<_> = documents.iter().map(|one| one["backends"].as_u64().unwrap()).collect();
+    assert_eq!(sizes, [2, 4, 8]);
+    let waits = documents.iter().map(|one| one["runs"][0]["ttft_us"]["p90"].as_u64().unwrap());
+    let waits: Vec<_> = waits.collect();
+    assert!(waits[0] > waits[1] && waits[1] > waits[2], "{waits:?}");
+    let table = printed("hot --requests 60 --total-rate 24 -n 2,4 --policy least-load");
+    assert!(table.contains("\n\n60 requests of hot, 4 servers (h100), 6 requests/s each\n"));
+}
+
 #[test]
 fn pictures_are_drawn() {
     let directory = scratch("pictures").join("below");
@@ -124,6 +160,11 @@ fn lengths_without_contents_will_do() {
 #[case::blocks_made_up("tool --block-tokens 17", "`17` for --block-tokens: expected a trace with ")]
 #[case::part("tool --leaving 2", "`2` for --leaving: ")]
 #[case::fault("tool --fault explode:1@2", "`explode:1@2` for --fault: ")]
+#[case::sizes("tool -n 4,0", "`0` for --backends: ")]
+#[case::two_rates("tool --rate 1 --total-rate 2", "cannot be used with")]
+#[case::usage("tool --usage lies", "`lies` for --usage: ")]
+#[case::step("tool --step-ms 0", "`0` for --step-ms: ")]
+#[case::fault_in_the_smallest("tool -n 8,4 --fault down:4@1", "expected a server from 0 to 3")]
 #[case::fault_elsewhere("tool --fault down:8@50", "`8` for --fault: expected a server from 0 to 7")]
 #[case::another_argument("tool hot", "unexpected argument")]
 #[case::global("tool -L xml", "`xml` for --log-format: ")]

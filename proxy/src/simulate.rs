@@ -5,11 +5,13 @@
 mod args;
 mod fault;
 mod progress;
+mod servers;
 
 pub(crate) use args::Args;
 
 use crate::cli;
 use crate::usage::UsageError;
+use args::Fleet;
 use progress::Progress;
 use serde::Serialize;
 use std::num::NonZeroUsize;
@@ -20,79 +22,94 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use vllm_proxy_sim::policies::Named;
 use vllm_proxy_sim::report::{self, Bounds, Summary};
-use vllm_proxy_sim::trace::Workload;
 use vllm_proxy_sim::world::{self, Outcome, Setup};
 
 /// What is to be simulated, checked and read.
 pub(crate) struct Plan {
-    title: String,
-    workload: Workload,
+    fleets: Vec<Fleet>,
     args: Args,
 }
 
 /// Reads the trace and checks what clap cannot.
 pub(crate) fn plan(mut args: Args) -> Result<Plan, UsageError> {
-    let workload = args.workload()?;
-    let rate = args.rate;
-    let title = format!(
-        "{} requests of {}, {} servers ({}), {rate} requests/s each",
-        workload.requests.len(),
-        args.trace,
-        args.backends,
-        args.gpu,
-    );
-    Ok(Plan { title, workload, args })
+    Ok(Plan { fleets: args.fleets()?, args })
 }
 
 /// Simulates and prints.
 pub(crate) fn run(plan: &Plan) -> ExitCode {
-    let outcomes = simulate(plan);
-    let bounds = plan.args.bounds(&plan.workload);
-    let named = || plan.args.policies.iter().zip(&outcomes);
+    let Plan { fleets, args } = plan;
+    let requests: usize = fleets.iter().map(|fleet| fleet.workload.requests.len()).sum();
+    let progress = Progress::new(args.policies.len() * requests);
+    let mut parts = Vec::new();
+    for fleet in fleets {
+        let outcomes = simulate(args, fleet, &progress);
+        if let Some(directory) = &args.plot {
+            // Of one fleet they are where they are asked for.
+            let below = fleet.backends.to_string();
+            let directory =
+                if fleets.len() == 1 { directory.clone() } else { directory.join(below) };
+            if let Err(error) = plot(&directory, &title(args, fleet), &args.policies, &outcomes) {
+                let error = format!("cannot write to {}: {error}", directory.display());
+                return cli::complain(&error, crate::FAILED);
+            }
+        }
+        parts.push(part(args, fleet, &outcomes));
+    }
+    progress.finish();
+    let text = match &parts[..] {
+        [part] => format!("{part}\n"),
+        parts if args.json => format!("[{}]\n", parts.join(", ")),
+        parts => format!("{}\n", parts.join("\n\n")),
+    };
+    cli::print(&text)
+}
+
+fn title(args: &Args, fleet: &Fleet) -> String {
+    let Fleet { backends, rate, workload } = fleet;
+    let (requests, trace, gpu) = (workload.requests.len(), &args.trace, args.gpu());
+    format!("{requests} requests of {trace}, {backends} servers ({gpu}), {rate} requests/s each")
+}
+
+/// What is printed of one fleet, without the end of its last line.
+fn part(args: &Args, fleet: &Fleet, outcomes: &[Outcome]) -> String {
+    let bounds = args.bounds(fleet);
+    let named = args.policies.iter().zip(outcomes);
     let summaries: Vec<_> =
-        named().map(|(policy, outcome)| Summary::of(policy.name, outcome, bounds)).collect();
-    if let Some(directory) = &plan.args.plot
-        && let Err(error) = plot(directory, &plan.title, &plan.args.policies, &outcomes)
-    {
-        let error = format!("cannot write to {}: {error}", directory.display());
-        return cli::complain(&error, crate::FAILED);
+        named.map(|(policy, outcome)| Summary::of(policy.name, outcome, bounds)).collect();
+    if args.json {
+        return json(args, fleet, bounds, &summaries);
     }
-    if plan.args.json {
-        return cli::print(&json(plan, bounds, &summaries));
-    }
-    cli::print(&format!(
+    format!(
         "{}\nhit ratio of one cache of all memory {:.4}, of one without limit {:.4}\n\n{}",
-        plan.title,
+        title(args, fleet),
         bounds.pool,
         bounds.inf,
-        report::table(&summaries)
-    ))
+        report::table(&summaries).trim_end()
+    )
 }
 
 /// Runs all policies, each in a world of its own; the results are in their order.
-fn simulate(plan: &Plan) -> Vec<Outcome> {
-    let setup = plan.args.setup(&plan.workload);
-    let policies = &plan.args.policies;
-    let progress = Progress::new(policies.len() * plan.workload.requests.len());
+fn simulate(args: &Args, fleet: &Fleet, progress: &Progress) -> Vec<Outcome> {
+    let setup = args.setup(fleet);
+    let policies = &args.policies;
     let next = AtomicUsize::new(0);
     let outcomes: Mutex<Vec<Option<Outcome>>> = Mutex::new(vec![None; policies.len()]);
     let work = || {
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(policy) = policies.get(place) else { break };
-            let outcome = one(&setup, policy, plan.args.proxies, &progress);
+            let outcome = one(&setup, policy, args.proxies, progress);
             outcomes.lock().unwrap_or_else(PoisonError::into_inner)[place] = Some(outcome);
         }
     };
     let cores = thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let jobs = plan.args.jobs.unwrap_or(cores).min(policies.len());
+    let jobs = args.jobs.unwrap_or(cores).min(policies.len());
     thread::scope(|scope| {
         for _ in 1..jobs {
             scope.spawn(work);
         }
         work();
     });
-    progress.finish();
     let outcomes = outcomes.into_inner().unwrap_or_else(PoisonError::into_inner);
     outcomes.into_iter().flatten().collect()
 }
@@ -123,7 +140,7 @@ fn plot(
     Ok(())
 }
 
-fn json(plan: &Plan, bounds: Bounds, runs: &[Summary]) -> String {
+fn json(args: &Args, fleet: &Fleet, bounds: Bounds, runs: &[Summary]) -> String {
     #[derive(Serialize)]
     struct Document<'a> {
         trace: &'a str,
@@ -137,17 +154,15 @@ fn json(plan: &Plan, bounds: Bounds, runs: &[Summary]) -> String {
         runs: &'a [Summary],
     }
     let document = Document {
-        trace: &plan.args.trace,
-        requests: plan.workload.requests.len(),
-        backends: plan.args.backends,
-        gpu: &plan.args.gpu,
-        rate: plan.args.rate,
-        seed: plan.args.seed,
+        trace: &args.trace,
+        requests: fleet.workload.requests.len(),
+        backends: fleet.backends,
+        gpu: args.gpu(),
+        rate: fleet.rate,
+        seed: args.seed,
         hit_pool: bounds.pool,
         hit_inf: bounds.inf,
         runs,
     };
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_default();
-    text.push('\n');
-    text
+    serde_json::to_string_pretty(&document).unwrap_or_default()
 }

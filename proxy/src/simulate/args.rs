@@ -1,16 +1,18 @@
 //! The options of `simulate`, and what they mean.
 
-use super::fault::Planned;
+use super::servers::Servers;
 use crate::usage::{Invalid, UsageError};
 use std::path::PathBuf;
+use std::time::Duration;
 use vllm_proxy_sim::policies::{self, Named};
 use vllm_proxy_sim::report::Bounds;
 use vllm_proxy_sim::trace::{Bursts, Kind, MOONCAKE_BLOCK, Workload, generate};
-use vllm_proxy_sim::vllm::{Gpu, Options};
 use vllm_proxy_sim::world::{Clients, Setup};
 
 /// Requests that are made up, unless told otherwise.
 const MADE_UP: usize = 6_000;
+/// Within what time requests come at once in bursts.
+const BURST: Duration = Duration::from_secs(3);
 
 const AFTER_HELP: &str = "\
 Traffic that is made up:
@@ -21,6 +23,7 @@ Traffic that is made up:
   hot           all share one prefix of 8,000 tokens
   zipf-flip     200 tenants whose popularity turns round half-way
   unique        no two prompts begin alike
+  short         the same, most of about 1,000 tokens
 
 Columns:
   TTFT, e2e  seconds until the first and the last token
@@ -38,6 +41,12 @@ Examples:
   vllm-proxy simulate hot --backends 16 --json
   vllm-proxy simulate unique --rate 0.8 --plot pictures
 
+How many GPUs it takes: name the traffic of all servers together, and some numbers of servers. It
+is the first number for which the times to first token will do.
+  vllm-proxy simulate conversation --total-rate 12 -n 4,6,8,12 --policy cache-aware
+Another GPU or model: what a step takes, how fast prompts are computed and how much fits.
+  vllm-proxy simulate tool --step-ms 20 --prefill-rate 6000 --kv-tokens 150000 -n 8,16
+
 The simulated server is vLLM in miniature (paged KV cache, continuous batching, chunked prefill,
 preemption). It ranks policies; it does not predict the milliseconds of a real cluster. The same
 command line prints the same bytes.";
@@ -48,8 +57,8 @@ command line prints the same bytes.";
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = AFTER_HELP)]
 pub(crate) struct Args {
-    /// A file, or the name of traffic that is made up: tool, uniform, conversation, hot, zipf-flip
-    /// or unique
+    /// A file, or the name of traffic that is made up: tool, uniform, conversation, hot, zipf-flip,
+    /// unique or short
     ///
     /// A file is a trace as Mooncake published them (JSON lines with timestamp, input_length,
     /// output_length and hash_ids, and, if known, output_hash_ids: those of the blocks that the
@@ -81,46 +90,22 @@ pub(crate) struct Args {
     )]
     pub(super) proxies: usize,
 
-    /// Servers
-    #[arg(
-        short = 'n', long, value_name = "N", default_value_t = 8, value_parser = count_to(256),
-        help_heading = "Servers"
-    )]
-    pub(super) backends: usize,
-
-    /// Their hardware, with an 8B model: h100 or a100
-    #[arg(
-        long, value_name = "NAME", default_value = "h100", value_parser = gpu,
-        help_heading = "Servers"
-    )]
-    pub(super) gpu: String,
-
-    /// Tokens that each KV cache holds in place of the hardware's; 0: without limit
-    #[arg(long, value_name = "N", help_heading = "Servers")]
-    kv_tokens: Option<u64>,
-
-    /// No server looks for prefixes
-    #[arg(long, help_heading = "Servers")]
-    no_prefix_caching: bool,
-
-    /// The first N servers run at half speed
-    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Servers")]
-    slow: usize,
-
-    /// Something that happens to a server: KIND:SERVER@PERCENT; repeatable
-    ///
-    /// KIND is down (it ends), up (it is back, with an empty cache), forget (its cache is lost) or
-    /// stall (it does nothing for 10 s). Servers are numbered from 0, PERCENT is when: how much of
-    /// the trace's time is over.
-    #[arg(long, value_name = "FAULT", value_parser = Planned::parse, help_heading = "Servers")]
-    fault: Vec<Planned>,
+    #[command(flatten)]
+    servers: Servers,
 
     /// Requests a second and server; the trace's time is compressed or stretched to it
     #[arg(
         short, long, value_name = "R", default_value_t = 0.5, value_parser = positive,
         help_heading = "Traffic"
     )]
-    pub(super) rate: f64,
+    rate: f64,
+
+    /// Requests a second of all servers together, however many there are
+    #[arg(
+        long, value_name = "R", value_parser = positive, conflicts_with = "rate",
+        help_heading = "Traffic"
+    )]
+    total_rate: Option<f64>,
 
     /// Only the first N requests [default: 6000 if made up, else all]
     #[arg(long, value_name = "N", value_parser = count_to(10_000_000), help_heading = "Traffic")]
@@ -133,9 +118,10 @@ pub(crate) struct Args {
     )]
     block_tokens: Option<u32>,
 
-    /// Requests of one timestamp come at once, where timestamps are coarse
+    /// Requests of 3 s come at once
     ///
-    /// Some traces tell the time in steps of 3 s. Without this their requests are spread evenly.
+    /// Some traces tell the time in steps of 3 s. Without this their requests are spread evenly;
+    /// with it their steps are compressed as the rest of their time is.
     #[arg(long, help_heading = "Traffic")]
     bursts: bool,
 
@@ -177,6 +163,14 @@ pub(crate) struct Args {
     pub(super) jobs: Option<usize>,
 }
 
+/// So many servers, and what is asked of them.
+pub(super) struct Fleet {
+    pub(super) backends: usize,
+    /// Requests a second and server.
+    pub(super) rate: f64,
+    pub(super) workload: Workload,
+}
+
 /// What `--policy` names.
 #[derive(Clone, Copy, Debug)]
 enum Choice {
@@ -185,8 +179,8 @@ enum Choice {
 }
 
 impl Args {
-    /// Reads or makes the traffic, and checks what depends on several options.
-    pub(super) fn workload(&mut self) -> Result<Workload, UsageError> {
+    /// Reads or makes the traffic of each fleet, and checks what depends on several options.
+    pub(super) fn fleets(&mut self) -> Result<Vec<Fleet>, UsageError> {
         let names = Kind::ALL.map(|(name, _)| name).join(", ");
         let Some(trace) = &self.given else {
             let line = format!("missing TRACE: expected a file, or one of {names}");
@@ -204,22 +198,29 @@ impl Args {
                 }
             }
         }
-        if let Some(fault) = self.fault.iter().find(|fault| fault.server >= self.backends) {
-            let expected = format!("a server from 0 to {}", self.backends - 1);
-            let server = fault.server.to_string();
-            return Err(UsageError::value("--fault", &server, &Invalid::expected(expected)));
-        }
-        let per_second = self.rate * self.backends as f64;
-        let sized = |workload: Workload| match self.block_tokens {
-            Some(tokens) if tokens != workload.block_tokens => {
+        self.servers.check()?;
+        let sized = |block_tokens| match self.block_tokens {
+            Some(tokens) if tokens != block_tokens => {
                 let expected = Invalid::expected("a trace with hash_ids for it".to_owned());
                 Err(UsageError::value("--block-tokens", &tokens.to_string(), &expected))
             }
-            Some(_) | None => Ok(workload.at_rate(per_second)),
+            Some(_) | None => Ok(()),
+        };
+        let fleet = |workload: &dyn Fn(f64) -> Workload| {
+            let sizes = self.servers.backends.iter();
+            let fleet = |&backends: &usize| {
+                let all = self.total_rate.unwrap_or(self.rate * backends as f64);
+                Fleet { backends, rate: all / backends as f64, workload: workload(all) }
+            };
+            sizes.map(fleet).collect::<Vec<_>>()
         };
         if let Ok(kind) = self.trace.parse::<Kind>() {
             let count = self.requests.unwrap_or(MADE_UP);
-            return sized(generate(kind, count, per_second, self.seed));
+            let made_up = |rate| generate(kind, count, rate, self.seed).at_rate(rate);
+            let in_bursts = |rate| made_up(rate).in_bursts(BURST);
+            let fleets = if self.bursts { fleet(&in_bursts) } else { fleet(&made_up) };
+            sized(fleets.first().map_or(0, |fleet| fleet.workload.block_tokens))?;
+            return Ok(fleets);
         }
         let wrong = |why: &dyn std::fmt::Display| {
             let expected = format!("a trace, or one of {names} ({why})");
@@ -230,48 +231,35 @@ impl Args {
         let block_tokens = self.block_tokens.unwrap_or(MOONCAKE_BLOCK);
         let workload = Workload::read(&text, bursts, block_tokens);
         let workload = workload.map_err(|error| wrong(&error))?;
-        sized(workload.first(self.requests.unwrap_or(usize::MAX)))
+        sized(workload.block_tokens)?;
+        let workload = workload.first(self.requests.unwrap_or(usize::MAX));
+        Ok(fleet(&|rate| workload.clone().at_rate(rate)))
     }
 
-    pub(super) fn setup<'a>(&self, workload: &'a Workload) -> Setup<'a> {
-        let gpu = self.hardware();
-        let server = |index| Options {
-            kv_tokens: self.kv_tokens(),
-            prefix_caching: !self.no_prefix_caching,
-            ..Options::new(
-                if index < self.slow { gpu.at_speed(50) } else { gpu },
-                workload.block_tokens,
-            )
-        };
-        let span = workload.span();
+    pub(super) fn setup<'a>(&self, fleet: &'a Fleet) -> Setup<'a> {
+        let Fleet { backends, workload, .. } = fleet;
         Setup {
+            manners: self.servers.manners(*backends),
             clients: Clients {
                 streaming: self.streaming,
                 leaving: self.leaving,
                 sigma: self.sigma,
                 ..Clients::default()
             },
-            faults: self.fault.iter().map(|fault| fault.within(span)).collect(),
+            faults: self.servers.faults(workload.span()),
             seed: self.seed,
-            ..Setup::new((0..self.backends).map(server).collect(), workload)
+            ..Setup::new(self.servers.options(*backends, workload), workload)
         }
     }
 
-    pub(super) fn bounds(&self, workload: &Workload) -> Bounds {
-        let all = self.kv_tokens().saturating_mul(self.backends as u64);
+    pub(super) fn bounds(&self, fleet: &Fleet) -> Bounds {
+        let Fleet { backends, workload, .. } = fleet;
+        let all = self.servers.memory(*backends);
         Bounds { pool: workload.hits_of_one_cache(all), inf: workload.hits_of_one_cache(u64::MAX) }
     }
 
-    fn hardware(&self) -> Gpu {
-        Gpu::named(&self.gpu).unwrap_or(Gpu::H100)
-    }
-
-    fn kv_tokens(&self) -> u64 {
-        match self.kv_tokens {
-            None => self.hardware().kv_tokens,
-            Some(0) => u64::MAX,
-            Some(tokens) => tokens,
-        }
+    pub(super) fn gpu(&self) -> &str {
+        self.servers.gpu()
     }
 }
 
@@ -293,11 +281,7 @@ fn policy_help() -> String {
     help
 }
 
-fn gpu(name: &str) -> Result<String, &'static str> {
-    Gpu::named(name).map(|_| name.to_owned()).ok_or("h100 or a100")
-}
-
-fn count_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
+pub(super) fn count_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
     move |text| {
         text.parse()
             .ok()
@@ -306,7 +290,7 @@ fn count_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + Clone {
     }
 }
 
-fn positive(text: &str) -> Result<f64, &'static str> {
+pub(super) fn positive(text: &str) -> Result<f64, &'static str> {
     let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= 1e6);
     rate.ok_or("a number above 0")
 }
