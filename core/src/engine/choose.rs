@@ -251,7 +251,7 @@ impl Engine {
                     held.promise = Promise {
                         tokens: u64::try_from(matched as i64 * chunk / 1_000).unwrap_or(0),
                         chunk_tokens,
-                        had_more: backends.has_expired(chosen, held.chunks.get(matched)),
+                        had_more: backends.has_expired(chosen, &held.chunks, matched),
                     };
                     if matched > 0 && reason == Reason::LeastWork {
                         reason = Reason::Cached;

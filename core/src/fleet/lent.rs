@@ -23,12 +23,9 @@ impl Backends<'_> {
         find(self.backends, id)
     }
 
-    /// Whether a backend is believed to have dropped this chunk.
-    pub(crate) fn has_expired(&self, id: BackendId, chunk: Option<&u64>) -> bool {
-        match (self.index, chunk) {
-            (Some(index), Some(&chunk)) => index.has_expired(id, chunk),
-            (None, _) | (_, None) => false,
-        }
+    /// Whether a backend that holds so many leading chunks is believed to have dropped others.
+    pub(crate) fn has_expired(&self, id: BackendId, chunks: &[u64], leading: usize) -> bool {
+        self.index.is_some_and(|index| index.has_expired(id, chunks, leading))
     }
 
     /// Tokens that a backend has lately computed for the first time.

@@ -17,6 +17,7 @@
 
 mod cache;
 mod keys;
+mod marks;
 mod matches;
 mod table;
 #[cfg(test)]
@@ -44,12 +45,12 @@ const CHUNKS_MAX: usize = 8_192;
 /// Entries looked at in one call that tidies up or tells everything.
 const SLICE: usize = 256;
 
-/// Places swept for each new chunk. With two, half as many chunks as there is room for pass before
-/// a dead one is found.
-const SWEPT_PER_CHUNK: usize = 2;
+/// Places swept for each new mark. With two, half as many as there is room for pass before a dead
+/// one is found.
+const SWEPT_PER_MARK: usize = 2;
 
-/// Chunks whose memory is asked for at once; a processor waits for about as many at a time.
-const BATCH: usize = 16;
+/// Marks whose memory is asked for at once; a processor waits for about as many at a time.
+const BATCH: u16 = 16;
 
 /// Of the bytes, the share that backends may take rather than chunks: one in so many.
 const BACKENDS_SHARE: usize = 16;
@@ -72,7 +73,7 @@ pub struct Fact {
 /// What an insertion changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inserted {
-    /// The stamp of all chunks to be told.
+    /// The stamp of all that is to be told.
     pub stamp: u32,
     /// Tokens this proxy has inserted there so far, to be told with them.
     pub inserted_tokens: u64,
@@ -186,7 +187,11 @@ impl PrefixIndex {
     /// tokens. Answers that do not say teach nothing.
     pub fn feedback(&mut self, backend: BackendId, predicted: u64, cached: u64, chunk_tokens: u32) {
         let Some(slot) = self.slot(backend) else { return };
-        self.caches[slot].feedback(predicted, cached, chunk_tokens);
+        // Behind a long match a mark stands for several chunks, and no less can be seen.
+        let chunks = predicted / u64::from(chunk_tokens.max(1));
+        let span = marks::span(usize::try_from(chunks).unwrap_or(CHUNKS_MAX).min(CHUNKS_MAX));
+        let seen = u32::try_from(span).unwrap_or(u32::MAX).saturating_mul(chunk_tokens);
+        self.caches[slot].feedback(predicted, cached, seen);
         self.look(slot);
     }
 
@@ -197,31 +202,15 @@ impl PrefixIndex {
 
     /// How many of a prompt's leading chunks each backend holds.
     pub fn matches(&self, chunks: &[u64], out: &mut Matches) {
-        out.begin(&self.groups[..self.caches.len().div_ceil(GROUP)]);
-        let mut depth = 0;
-        for batch in bounded(chunks).chunks(BATCH) {
-            // Most of those who could hold the first chunk do not, and need no memory for more.
-            if depth > 0 {
-                out.survivors().take(BATCH).for_each(|group| self.warm(batch, group));
-            }
-            for (at, &chunk) in batch.iter().enumerate() {
-                if depth == 1 {
-                    out.survivors().take(BATCH).for_each(|group| self.warm(&batch[at..], group));
-                }
-                let base = self.keys.base(chunk);
-                if !out.narrow(depth, |group| self.held(base, group)) {
-                    return;
-                }
-                depth += 1;
-            }
-        }
-        out.end(depth);
+        let marked = Marked::new(chunks);
+        out.begin(&self.groups[..self.caches.len().div_ceil(GROUP)], marked.count);
+        while out.halve(|mark, group| self.holders(self.keys.base(marked.chunk(mark)), group)) {}
     }
 
     /// A prompt of these chunks is sent there. Its backend holds all of them from now on: one that
     /// is still being computed is found by the next request as well.
     ///
-    /// Pushes to `told` the chunks that other proxies are to be told: those it did not hold, and
+    /// Pushes to `told` the marks that other proxies are to be told: those it did not hold, and
     /// those last told an eighth of the capacity ago or more. Only these are touched; what was told
     /// later is as good as new.
     pub fn insert(
@@ -234,29 +223,30 @@ impl PrefixIndex {
     ) -> Option<Inserted> {
         let at = self.slot(backend)?;
         let slot = u16::try_from(at).ok()?;
-        let chunks = bounded(chunks);
-        let view = self.views[at];
-        let held = |chunk: &u64| {
-            let mut holders = self.table.of(self.keys.key(self.keys.base(*chunk), group(slot)));
-            let own = holders.find(|entry| entry.slot == slot);
-            own.is_some_and(|entry| view.is_valid(entry.stamp, entry.generation))
-        };
-        let mut new_chunks = 0;
-        for batch in chunks.chunks(BATCH) {
-            self.warm(batch, group(slot));
-            new_chunks += batch.iter().filter(|chunk| !held(chunk)).count();
+        let marked = Marked::new(chunks);
+        let (mut new_marks, mut new_chunks) = (0, 0);
+        for mark in 0..marked.count {
+            if mark % BATCH == 0 {
+                self.warm((mark..marked.count.min(mark + BATCH)).map(|at| marked.chunk(at)), slot);
+            }
+            let entry = self.entry(slot, marked.chunk(mark));
+            if !entry.is_some_and(|entry| self.is_valid(entry)) {
+                new_marks += 1;
+                new_chunks += marked.span(mark);
+            }
         }
         let tokens = (new_chunks as u64).saturating_mul(u64::from(chunk_tokens));
         self.advance(at, tokens, now);
         let stamp = self.views[at].now;
         // All get the same stamp, the one after the last of them, so that they expire together: a
         // cache that drops a prompt's tail first keeps nothing that is any use without its head.
-        for &chunk in chunks {
+        for mark in 0..marked.count {
+            let chunk = marked.chunk(mark);
             if self.touch(slot, chunk, stamp, Touch::Own) {
                 told.push(chunk);
             }
         }
-        self.sweep(new_chunks.saturating_mul(SWEPT_PER_CHUNK));
+        self.sweep(new_marks * SWEPT_PER_MARK);
         Some(Inserted { stamp, inserted_tokens: self.counters[at][Self::OWN], new_chunks })
     }
 
@@ -302,13 +292,14 @@ impl PrefixIndex {
         counters.and_then(|counters| counters.get(proxy)).copied().unwrap_or(0)
     }
 
-    /// Whether a backend held a chunk and is believed to have dropped it since.
-    pub fn has_expired(&self, backend: BackendId, chunk: u64) -> bool {
+    /// Whether a backend of which [`matches`](Self::matches) says that it holds so many `leading`
+    /// chunks held more of them, and is believed to have dropped that since.
+    pub fn has_expired(&self, backend: BackendId, chunks: &[u64], leading: usize) -> bool {
         let Some(at) = self.slot(backend) else { return false };
         let Ok(slot) = u16::try_from(at) else { return false };
-        let mut holders = self.table.of(self.keys.key(self.keys.base(chunk), group(slot)));
-        let own = holders.find(|entry| entry.slot == slot);
-        own.is_some_and(|entry| {
+        let next = marks::reach(marks::count(leading) + 1) - 1;
+        let Some(&chunk) = chunks.get(next) else { return false };
+        self.entry(slot, chunk).is_some_and(|entry| {
             entry.generation == self.views[at].generation && !self.is_valid(entry)
         })
     }
@@ -393,17 +384,22 @@ impl PrefixIndex {
         self.find(backend).ok().map(|at| usize::from(self.slots[at].1.0))
     }
 
-    fn warm(&self, chunks: &[u64], group: u16) {
-        self.table.warm(chunks.iter().map(|&chunk| self.keys.key(self.keys.base(chunk), group)));
+    fn warm(&self, chunks: impl Iterator<Item = u64>, slot: u16) {
+        self.table.warm(chunks.map(|chunk| self.keys.key(self.keys.base(chunk), group(slot))));
     }
 
     /// Who of a group holds a chunk, as bits.
-    fn held(&self, base: u64, group: u16) -> u8 {
+    fn holders(&self, base: u64, group: u16) -> u8 {
         let holders = self.table.of(self.keys.key(base, group));
         // Two groups' keys may be the same number, once in 2^64.
         let holders = holders.filter(|entry| self::group(entry.slot) == group);
         let valid = holders.filter(|entry| self.is_valid(entry));
         valid.fold(0, |slots, entry| slots | 1 << (usize::from(entry.slot) % GROUP))
+    }
+
+    fn entry(&self, slot: u16, chunk: u64) -> Option<&Entry> {
+        let key = self.keys.key(self.keys.base(chunk), group(slot));
+        self.table.of(key).find(|entry| entry.slot == slot)
     }
 
     fn is_valid(&self, entry: &Entry) -> bool {
@@ -463,8 +459,27 @@ enum Touch {
     Heard,
 }
 
-fn bounded(chunks: &[u64]) -> &[u64] {
-    &chunks[..chunks.len().min(CHUNKS_MAX)]
+/// The marks of a prompt.
+#[derive(Clone, Copy)]
+struct Marked<'a> {
+    chunks: &'a [u64],
+    count: u16,
+}
+
+impl<'a> Marked<'a> {
+    fn new(chunks: &'a [u64]) -> Self {
+        let chunks = &chunks[..chunks.len().min(CHUNKS_MAX)];
+        Self { chunks, count: u16::try_from(marks::count(chunks.len())).unwrap_or(u16::MAX) }
+    }
+
+    fn chunk(self, mark: u16) -> u64 {
+        self.chunks[marks::reach(usize::from(mark) + 1) - 1]
+    }
+
+    /// Chunks that it stands for.
+    fn span(self, mark: u16) -> usize {
+        marks::reach(usize::from(mark) + 1) - marks::reach(mark.into())
+    }
 }
 
 const fn group(slot: u16) -> u16 {

@@ -16,6 +16,8 @@ use vllm_proxy_core::time::Instant;
 
 /// What is believed of a cache of which nothing is known.
 const KV_TOKENS: u64 = 400_000;
+/// Chunks at the beginning of a prompt that are all looked at.
+const MARKED: usize = 512;
 /// Nanoseconds a token, from three times as fast as is believed at first to a tenth.
 const PACES: RangeInclusive<i64> = 41_666..=1_250_000;
 /// Thousandths of a byte a token.
@@ -180,14 +182,19 @@ impl Watch {
     }
 }
 
-/// How many leading chunks each backend holds; whoever holds so many of a prompt holds all of what
-/// it begins with.
+/// How many leading chunks each backend holds: the last of them is held, and the next one is not.
+///
+/// What lies before the last is not looked at: whoever was sent a chunk was sent all before it, so
+/// that only an entry that had to go can be missing there.
 fn matched(engine: &Engine, chunks: &[u64]) -> Vec<(BackendId, usize)> {
     let all = engine.matched(chunks);
-    let longest = all.iter().map(|(_, matched)| *matched).max().unwrap_or(0);
-    for count in [longest, longest / 2, (longest + chunks.len()) / 2] {
-        let closed = all.iter().map(|&(backend, matched)| (backend, matched.min(count)));
-        assert!(closed.eq(engine.matched(&chunks[..count])), "caches hold beginnings");
+    let alone = |place: usize| engine.matched(&chunks[place..=place]);
+    for (at, &(backend, matched)) in all.iter().enumerate() {
+        assert!(matched <= chunks.len());
+        assert!(matched == 0 || alone(matched - 1)[at] == (backend, 1), "the last one is held");
+        // Behind these a chunk stands for several.
+        let known = matched < chunks.len() && matched < MARKED;
+        assert!(!known || alone(matched)[at] == (backend, 0), "the next one is not");
     }
     all
 }

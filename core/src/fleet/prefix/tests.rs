@@ -6,6 +6,7 @@ mod replicas;
 
 use super::*;
 use crate::time::Duration;
+use rstest::rstest;
 
 const NOW: Instant = Instant::START;
 const CHUNK_TOKENS: u32 = 128;
@@ -32,16 +33,31 @@ fn insert(index: &mut PrefixIndex, backend: u32, chunks: &[u64]) -> (Inserted, V
     (inserted.expect("the backend has joined"), told)
 }
 
-/// The leading chunks that a backend holds; asks for all shorter prompts as well.
+/// The leading chunks that a backend holds; asks for shorter prompts as well.
 fn leading(index: &PrefixIndex, backend: u32, chunks: &[u64]) -> usize {
     let slot = index.slots[index.find(BackendId(backend)).expect("it has joined")].1;
     let mut matches = index.scratch();
-    index.matches(chunks, &mut matches);
-    let leading = matches.at(slot);
+    let mut ask = |length: usize| {
+        let marked = Marked::new(&chunks[..length.min(chunks.len())]);
+        let held = |mark: &u16| {
+            let entry = index.entry(slot.0, marked.chunk(*mark));
+            entry.is_some_and(|entry| index.is_valid(entry))
+        };
+        index.matches(marked.chunks, &mut matches);
+        let found = marks::count(matches.at(slot)) as u16;
+        // An end of what is held, and no less than what is held without a gap.
+        assert!(found == 0 || held(&(found - 1)), "{found} of {length} are not held");
+        assert!(found == marked.count || !held(&found), "{found} of {length} are not all");
+        let gapless = (0..marked.count).take_while(held).count();
+        assert!(usize::from(found) >= gapless, "{found} of {length}, {gapless} without a gap");
+        // Without gaps shorter prompts match as far as they go.
+        (matches.at(slot), usize::from(found) == gapless)
+    };
+    let (leading, gapless) = ask(chunks.len());
     for length in [0, 1, leading, leading + 1, chunks.len() / 2] {
-        let shorter = &chunks[..length.min(chunks.len())];
-        index.matches(shorter, &mut matches);
-        assert_eq!(matches.at(slot), leading.min(shorter.len()), "not closed under prefixes");
+        let reached = marks::reach(marks::count(length.min(chunks.len())));
+        let (shorter, _) = ask(length);
+        assert!(!gapless || shorter == leading.min(reached), "not closed under prefixes");
     }
     leading
 }
@@ -66,16 +82,70 @@ fn a_prompt_is_held_where_it_was_sent() {
     assert_eq!(index.len(), 14);
 }
 
+/// What lies before a chunk that is held was there when it came, and an LRU drops tails first.
 #[test]
-fn a_hole_ends_the_match() {
+fn a_gap_is_met_by_chance_and_filled() {
     let mut index = index(1 << 20, 1, 10_000);
     let chunks = prompt(1, 10);
     insert(&mut index, 0, &chunks[..4]);
     insert(&mut index, 0, &chunks[5..]);
-    assert_eq!(leading(&index, 0, &chunks), 4);
+    assert_eq!(leading(&index, 0, &chunks), 10);
+    assert_eq!(leading(&index, 0, &chunks[..8]), 4);
     let (inserted, told) = insert(&mut index, 0, &chunks);
     assert_eq!((inserted.new_chunks, &told[..]), (1, &chunks[4..5]));
-    assert_eq!(leading(&index, 0, &chunks), 10);
+    assert_eq!(leading(&index, 0, &chunks[..8]), 8);
+}
+
+#[test]
+fn of_long_prompts_marks_are_held_and_told() {
+    let mut index = index(1 << 20, 2, 4_000_000);
+    let chunks = prompt(1, 1_005);
+    let (inserted, told) = insert(&mut index, 0, &chunks);
+    // 512 and 61 of eight are all but 5.
+    assert_eq!((inserted.new_chunks, inserted.inserted_tokens), (1_000, 128_000));
+    assert_eq!((told.len(), told[512], told[572]), (573, chunks[519], chunks[999]));
+    for (length, leads) in [(512, 512), (513, 512), (700, 696), (991, 984), (1_005, 1_000)] {
+        assert_eq!(leading(&index, 0, &chunks[..length]), leads, "of {length}");
+    }
+    let longer = [&chunks[..], &prompt(2, 500)].concat();
+    assert_eq!(leading(&index, 0, &longer), 1_000);
+    let (inserted, told) = insert(&mut index, 0, &longer);
+    assert_eq!((inserted.new_chunks, told.len()), (504, 33));
+    assert_eq!(leading(&index, 0, &longer), 1_504);
+}
+
+#[rstest]
+#[case::within_a_mark(1_000, 1_008, false)]
+#[case::more_than_a_mark(1_000, 1_009, true)]
+#[case::of_a_short_one(100, 102, true)]
+#[case::one_chunk_of_a_short_one(100, 101, false)]
+fn what_no_mark_tells_teaches_nothing(
+    #[case] predicted: u64,
+    #[case] cached: u64,
+    #[case] learnt: bool,
+) {
+    let mut index = index(1 << 20, 1, 10_000);
+    let tokens = u64::from(CHUNK_TOKENS);
+    index.feedback(BackendId(0), predicted * tokens, cached * tokens, CHUNK_TOKENS);
+    assert_eq!(index.capacity(BackendId(0)) >= 10_200, learnt);
+}
+
+#[test]
+fn the_mark_behind_a_match_tells_whether_there_was_more() {
+    let mut index = index(1 << 20, 1, 128_000);
+    let chunks = prompt(1, 800);
+    insert(&mut index, 0, &chunks[..700]);
+    let id = BackendId(0);
+    assert!(!index.has_expired(id, &chunks, 696));
+    index.grew(id, 100_000, NOW);
+    // The first 600 are touched again, the others not.
+    insert(&mut index, 0, &chunks[..600]);
+    index.grew(id, 40_000, NOW);
+    assert_eq!(leading(&index, 0, &chunks), 600);
+    assert!(index.has_expired(id, &chunks, 600));
+    assert!(!index.has_expired(id, &chunks, 696), "there was nothing");
+    assert!(!index.has_expired(id, &chunks[..607], 600), "it does not go so far");
+    assert!(!index.has_expired(BackendId(7), &chunks, 600));
 }
 
 #[test]
