@@ -4,6 +4,7 @@
 
 use super::{Backend, PrefixIndex, find};
 use crate::fleet::BackendId;
+use crate::fleet::order::place;
 use crate::time::Instant;
 use alloc::vec::Vec;
 
@@ -15,7 +16,7 @@ pub(crate) struct Backends<'a> {
 
 impl Backends<'_> {
     pub(crate) fn find(&self, id: BackendId) -> Option<&Backend> {
-        let at = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+        let at = place(self.backends, id, |backend| backend.id).ok()?;
         self.backends.get(at)
     }
 

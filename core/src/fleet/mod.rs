@@ -12,6 +12,7 @@ mod learned;
 mod lent;
 mod load;
 mod names;
+mod order;
 mod owners;
 mod prefix;
 mod rest;
@@ -40,6 +41,7 @@ use knowledge::FirstModel;
 use lent::Backends;
 use log::{info, warn};
 use names::{Model, Names};
+use order::place;
 use owners::Owners;
 use rest::Rest;
 use rounds::Rounds;
@@ -235,7 +237,7 @@ impl Fleet {
     }
 
     pub(crate) fn backend(&self, id: BackendId) -> Option<&Backend> {
-        let at = self.backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+        let at = place(&self.backends, id, |backend| backend.id).ok()?;
         self.backends.get(at)
     }
 
@@ -457,7 +459,7 @@ impl Backend {
 }
 
 fn find(backends: &mut [Backend], id: BackendId) -> Option<&mut Backend> {
-    let at = backends.binary_search_by_key(&id, |backend| backend.id).ok()?;
+    let at = place(backends, id, |backend| backend.id).ok()?;
     backends.get_mut(at)
 }
 

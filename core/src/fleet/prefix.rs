@@ -8,6 +8,9 @@
 //! a chunk is valid until as many as fit into the cache came after its last touch. That is what an
 //! LRU does, without a list to keep in order, and two such beliefs merge by the greater numbers.
 //!
+//! Of long prompts not every chunk is looked at, but marks at places that follow from the length up
+//! to there. All that is said of chunks below holds of marks, but for lengths and counts of tokens.
+//!
 //! **Invariant: the table lies at its size from the start.** Nothing here allocates after
 //! [`PrefixIndex::new`], whatever is asked; growing a map cost 21 ms in one insert.
 //!
@@ -25,6 +28,7 @@ mod tests;
 
 pub use matches::Matches;
 
+use crate::fleet::order::place;
 use crate::fleet::{BACKENDS_MAX, BackendId};
 use crate::rng::mix;
 use crate::time::Instant;
@@ -377,7 +381,7 @@ impl PrefixIndex {
     }
 
     fn find(&self, backend: BackendId) -> Result<usize, usize> {
-        self.slots.binary_search_by_key(&backend, |(id, _)| *id)
+        place(&self.slots, backend, |(id, _)| *id)
     }
 
     fn slot(&self, backend: BackendId) -> Option<usize> {
