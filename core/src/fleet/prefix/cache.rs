@@ -51,6 +51,9 @@ pub(super) struct View {
     recent: u32,
     /// and may become valid again should the capacity turn out greater.
     kept: u32,
+    /// 2^63 by the ticks for which an entry is valid: a division for each of the sixteen that are
+    /// looked at to let one go took longer than everything else.
+    share: u64,
 }
 
 impl View {
@@ -74,10 +77,9 @@ impl View {
         if !self.is_valid(stamp, generation) {
             return u32::MAX;
         }
-        // Valid is greater than age, and both are above `AHEAD` but for stamps from ahead.
+        // Valid is greater than age, so that the share is less than 2^31.
         let age = self.age(stamp).saturating_sub(AHEAD) as u64;
-        let valid = self.valid.saturating_sub(AHEAD) as u64;
-        ((age << 31) / valid) as u32
+        ((age * self.share) >> 32) as u32
     }
 
     /// Ticks since the stamp, and `AHEAD` more, so that what is ahead is no older than now.
@@ -184,12 +186,14 @@ impl Cache {
     /// How entries of `generation` are judged as things are.
     pub(super) fn view(&self, generation: u16) -> View {
         let capacity = self.capacity();
+        let valid = self.ages_below(capacity);
         View {
             now: (self.inserted / TICK) as u32,
             generation,
-            valid: self.ages_below(capacity),
+            valid,
             recent: self.ages_below(capacity / 8),
             kept: self.ages_below(self.kept()),
+            share: (1 << 63) / u64::from(valid.saturating_sub(AHEAD).max(1)),
         }
     }
 
