@@ -254,18 +254,17 @@ impl Fleet {
 
     /// The whole list of backends, as the upstreams' names resolve now.
     pub(crate) fn discovered(&mut self, specs: &[BackendSpec], now: Instant) {
-        let mut found = by_address(specs);
+        let (mut found, places) = by_address(specs);
         for at in 0..self.backends.len() {
             let backend = &mut self.backends[at];
             if backend.leaving {
                 continue;
             }
-            let kept = found.iter().position(|found| found.spec.address == backend.spec.address);
-            let Some(kept) = kept else {
+            let place = places.get(&backend.spec.address);
+            let Some(kept) = place.and_then(|&place| found[place].take()) else {
                 self.leave(at, now);
                 continue;
             };
-            let kept = found.remove(kept);
             if *backend.spec != *kept.spec {
                 backend.spec = Arc::new(kept.spec.clone());
             }
@@ -278,10 +277,11 @@ impl Fleet {
         // Ids run out after 136 years of one new backend a second; they are not used twice then.
         let ids = usize::try_from(u32::MAX - self.next).unwrap_or(usize::MAX);
         let room = BACKENDS_MAX.saturating_sub(self.backends.len()).min(ids);
-        if found.len() > room {
-            warn!(left_out = found.len() - room; "too many backends");
+        let new = found.iter().flatten().count();
+        if new > room {
+            warn!(left_out = new - room; "too many backends");
         }
-        for found in found.into_iter().take(room) {
+        for found in found.into_iter().flatten().take(room) {
             if found.clashes {
                 let address = &found.spec.address;
                 warn!(address:%; "upstreams of one address are one backend, whatever their prefix");
@@ -463,23 +463,24 @@ fn find(backends: &mut [Backend], id: BackendId) -> Option<&mut Backend> {
     backends.get_mut(at)
 }
 
-/// Each address once, as the first spec that names it says, with all upstreams that name it.
-fn by_address(specs: &[BackendSpec]) -> Vec<Found<'_>> {
-    let mut found: Vec<Found<'_>> = Vec::new();
+/// Each address once, as the first spec that names it says, with all upstreams that name it; and
+/// where each is.
+fn by_address(specs: &[BackendSpec]) -> (Vec<Option<Found<'_>>>, BTreeMap<&Address, usize>) {
+    let mut found: Vec<Option<Found<'_>>> = Vec::new();
     let mut known: BTreeMap<&Address, usize> = BTreeMap::new();
     for spec in specs {
         match known.get(&spec.address) {
             Some(&at) => {
-                let first = &mut found[at];
+                let Some(first) = &mut found[at] else { continue };
                 first.upstreams.insert(spec.upstream);
                 first.clashes |= first.spec.prefix != spec.prefix;
             }
             None => {
                 known.insert(&spec.address, found.len());
                 let upstreams = BTreeSet::from([spec.upstream]);
-                found.push(Found { spec, upstreams, clashes: false });
+                found.push(Some(Found { spec, upstreams, clashes: false }));
             }
         }
     }
-    found
+    (found, known)
 }
