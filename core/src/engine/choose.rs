@@ -188,11 +188,7 @@ impl Engine {
             work: Work::of_prompt(0),
             prompt_bytes: request.prompt_bytes,
             promise: Promise::default(),
-            chunks: if self.index_wanted() {
-                request.prompt.chunks().into()
-            } else {
-                Arc::default()
-            },
+            chunks: if self.index_wanted() { request.prompt.shared() } else { Arc::default() },
             stream: request.stream,
             retry: request.retry,
             fresh: false,

@@ -3,6 +3,7 @@
 //! Owns the hash, which is pinned and versioned: proxies of different builds tell each other these
 //! numbers. Knows nothing of JSON nor of what a prompt is made of; that is `wire::scan`'s.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use rapidhash::v3::{RapidSecrets, rapidhash_v3_inline};
 
@@ -23,24 +24,30 @@ const VERSION: u64 = 1;
 /// have cached (the model's name, the salt). Other text has other hashes, by all likelihood.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
-    chunks: Vec<u64>,
+    /// Shared with whoever keeps it for as long as the request lasts. There is at least one.
+    chunks: Option<Arc<[u64]>>,
     bytes: u64,
 }
 
 impl Fingerprint {
     /// That of no prompt.
     pub const fn new() -> Self {
-        Self { chunks: Vec::new(), bytes: 0 }
+        Self { chunks: None, bytes: 0 }
     }
 
     /// Of a prompt that was never text: hashes of its chunks, each of a chunk and all before it.
     pub fn of_chunks(chunks: Vec<u64>, bytes: u64) -> Self {
-        Self { chunks, bytes }
+        Self { chunks: (!chunks.is_empty()).then(|| chunks.into()), bytes }
     }
 
     /// The hash of each whole chunk and of all that precedes it; at most [`CHUNKS_MAX`].
     pub fn chunks(&self) -> &[u64] {
-        &self.chunks
+        self.chunks.as_deref().unwrap_or_default()
+    }
+
+    /// The same, to be kept.
+    pub(crate) fn shared(&self) -> Arc<[u64]> {
+        self.chunks.clone().unwrap_or_default()
     }
 
     /// Length of the text, the last part of a chunk included. Behind the last chunk that is kept
@@ -52,9 +59,8 @@ impl Fingerprint {
     /// Sets it apart from the same prompt under other names, for what the body does not say.
     pub fn set_apart(&mut self, name: &[u8]) {
         let seed = hash(VERSION, name);
-        for chunk in &mut self.chunks {
-            *chunk = mix(seed, *chunk);
-        }
+        let apart = |chunks: &Arc<[u64]>| chunks.iter().map(|&chunk| mix(seed, chunk)).collect();
+        self.chunks = self.chunks.as_ref().map(apart);
     }
 }
 
@@ -183,12 +189,13 @@ impl Chain {
 #[derive(Debug)]
 pub(crate) struct Composer {
     seed: u64,
-    found: Fingerprint,
+    chunks: Vec<u64>,
+    bytes: u64,
 }
 
 impl Composer {
     pub(crate) const fn new() -> Self {
-        Self { seed: VERSION, found: Fingerprint::new() }
+        Self { seed: VERSION, chunks: Vec::new(), bytes: 0 }
     }
 
     /// Something that changes the prompt from its beginning: everything that follows differs by it.
@@ -201,14 +208,14 @@ impl Composer {
             return;
         }
         let seed = hash(self.seed, name);
-        let room = CHUNKS_MAX - self.found.chunks.len();
-        self.found.chunks.extend(text.chunks.iter().take(room).map(|&chunk| mix(seed, chunk)));
-        self.found.bytes += text.bytes;
+        let room = CHUNKS_MAX - self.chunks.len();
+        self.chunks.extend(text.chunks.iter().take(room).map(|&chunk| mix(seed, chunk)));
+        self.bytes += text.bytes;
         self.seed = mix(seed, text.total());
     }
 
     pub(crate) fn finish(self) -> Fingerprint {
-        self.found
+        Fingerprint::of_chunks(self.chunks, self.bytes)
     }
 }
 
