@@ -36,6 +36,9 @@ pub struct Config {
     pub forward_unknown: Vec<u16>,
     /// The budget of the prefix index, in bytes; 0 where no policy asks it.
     pub index_memory: usize,
+    /// This proxy's number among those that tell each other facts, drawn by chance whenever the
+    /// process starts; `None` if it tells nobody anything.
+    pub proxy: Option<u64>,
 }
 
 /// The limits of one [`Exchange`](crate::exchange::Exchange). The defaults are the documented ones.

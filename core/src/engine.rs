@@ -6,14 +6,17 @@
 mod choose;
 mod learn;
 mod several;
+mod share;
 #[cfg(test)]
 mod tests;
 mod view;
 
 pub use view::View;
 
+pub use share::{Company, Link, Page};
+
 use crate::config::{Config, Policy};
-use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex};
+use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex, ProxyId, Update};
 use crate::route::{
     Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Pool, Reason, Refusal, RequestMeta,
     Share, Ticket, Who,
@@ -26,6 +29,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use log::debug;
+use share::Sharing;
 
 /// How soon a request that waits for knowledge asks again. Far below what a person or a health
 /// check notices, and 2 s of it are a hundred calls.
@@ -39,6 +43,10 @@ pub enum Input<'a> {
     Discovered(&'a [BackendSpec]),
     /// An answer to [`Output::Probe`].
     Probed(BackendId, Result<Probe, ProbeError>),
+    /// Another proxy tells something. What it has in hand counts for 3 s from its last word on.
+    Heard(&'a Update),
+    /// How it stands with the way to other proxies.
+    Link(Link),
     /// The process was told to stop: `/health` says 503 from now on.
     Drain,
     /// A deadline of [`Engine::poll_timeout`] may have passed.
@@ -55,6 +63,9 @@ pub enum Output {
     /// This backend lacks an adapter that clients have loaded: send it this body, to
     /// `/v1/load_lora_adapter`, and say by [`Engine::heard`] what came of it.
     Load(BackendId, Arc<[u8]>),
+    /// Tell all other proxies, in the order of the numbers as far as may be. Only comes if
+    /// [`Config::proxy`] is given; then at least once a second.
+    Tell(Update),
 }
 
 /// The deciding machine.
@@ -85,15 +96,18 @@ pub struct Engine {
     /// Room for a question to the prefix index, and for what an answer of its would tell others.
     matches: Matches,
     told: Vec<u64>,
+    /// What is shared with other proxies, if anything.
+    sharing: Option<Sharing>,
     draining: bool,
 }
 
 impl Engine {
     /// An engine without backends. The same seed and the same calls give the same decisions.
-    pub fn new(config: Config, seed: u64, _now: Instant) -> Self {
+    pub fn new(config: Config, seed: u64, now: Instant) -> Self {
         let fleet = Fleet::new(seed, config.index_memory);
         let matches = fleet.index.as_ref().map_or_else(Matches::default, PrefixIndex::scratch);
         Self {
+            sharing: config.proxy.map(|proxy| Sharing::new(ProxyId(proxy), now)),
             config,
             fleet,
             matches,
@@ -109,6 +123,7 @@ impl Engine {
 
     /// Asks who takes a request.
     pub fn route(&mut self, request: &RequestMeta<'_>, now: Instant) -> Decision {
+        self.share_time(now);
         let patient = now < request.since + KNOWLEDGE_WAIT;
         let unsure = patient && self.fleet.first_round_unfinished();
         // Behind keys a backend judges the method, too: 401 comes before 405.
@@ -158,6 +173,7 @@ impl Engine {
     /// connect delivers nothing, everything else may have. Nobody is tried twice, but for an idle
     /// connection that was stale.
     pub fn reroute(&mut self, ticket: Ticket, why: Failure, now: Instant) -> Decision {
+        self.share_time(now);
         let id = ticket.redeem();
         let Some(mut held) = self.tickets.remove(&id) else {
             return Decision::Refuse(Refusal::NoAnswer);
@@ -166,6 +182,7 @@ impl Engine {
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
             backend.load.remove(held.dispatch, held.work.prompt, now);
         }
+        self.tell_of(held.backend);
         match why {
             Failure::Connect | Failure::Lost | Failure::Cut | Failure::Nonsense => {
                 self.fleet.failed(held.backend, now);
@@ -223,17 +240,21 @@ impl Engine {
 
     /// The first byte of the answer's body came: the prompt is prefilled.
     pub fn first_byte(&mut self, ticket: &Ticket, now: Instant) {
+        self.share_time(now);
         let Some(held) = self.tickets.get(&ticket.id()) else {
             return;
         };
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
             backend.load.prefilled(held.dispatch, now);
         }
-        self.fleet.answered(held.backend, held.sent, now);
+        let backend = held.backend;
+        self.fleet.answered(backend, held.sent, now);
+        self.tell_of(backend);
     }
 
     /// Settles a ticket.
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome, now: Instant) {
+        self.share_time(now);
         let id = ticket.redeem();
         let Some(held) = self.tickets.remove(&id) else {
             return;
@@ -257,6 +278,7 @@ impl Engine {
             Outcome::Broken => self.fleet.failed(held.backend, now),
             Outcome::ClientGone | Outcome::TimedOut => {}
         }
+        self.tell_of(held.backend);
         self.settle(held.backend);
     }
 
@@ -296,9 +318,18 @@ impl Engine {
 
     /// Hears of something.
     pub fn handle(&mut self, input: Input<'_>, now: Instant) {
+        self.share_time(now);
         match input {
-            Input::Discovered(specs) => self.fleet.discovered(specs, now),
-            Input::Probed(backend, result) => self.fleet.probed(backend, result, now),
+            Input::Discovered(specs) => {
+                self.fleet.discovered(specs, now);
+                self.learn_names();
+            }
+            Input::Probed(backend, result) => {
+                self.fleet.probed(backend, result, now);
+                self.tell_of(backend);
+            }
+            Input::Heard(update) => self.hear(update, now),
+            Input::Link(link) => self.link(link, now),
             Input::Drain => self.draining = true,
             Input::Timeout => self.fleet.ask(now),
         }
@@ -312,12 +343,16 @@ impl Engine {
         if let Some((backend, load)) = self.fleet.poll_load() {
             return Some(Output::Load(backend, load));
         }
-        self.fleet.poll_probe().map(Output::Probe)
+        if let Some(backend) = self.fleet.poll_probe() {
+            return Some(Output::Probe(backend));
+        }
+        self.poll_tell().map(Output::Tell)
     }
 
     /// When to say [`Input::Timeout`].
     pub fn poll_timeout(&self) -> Option<Wake> {
-        self.fleet.next_probe().map(|at| Wake { at, why: "probe" })
+        let probe = self.fleet.next_probe().map(|at| Wake { at, why: "probe" });
+        [probe, self.share_timeout()].into_iter().flatten().min_by_key(|wake| wake.at)
     }
 
     /// Whether a backend is to be asked whether it sleeps or is paused, too.

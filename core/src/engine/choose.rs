@@ -305,9 +305,14 @@ impl Engine {
         // A prompt that is being computed counts as cached: whoever comes next waits behind it.
         if let Some(index) = &mut self.fleet.index {
             let chunk_tokens = held.promise.chunk_tokens;
-            index.insert(held.backend, &held.chunks, chunk_tokens, now, &mut self.told);
+            let inserted =
+                index.insert(held.backend, &held.chunks, chunk_tokens, now, &mut self.told);
+            if let Some(inserted) = inserted {
+                self.tell_placed(held.backend, inserted.stamp);
+            }
             self.told.clear();
         }
+        self.tell_of(held.backend);
         let backend = self.fleet.backend_mut(held.backend)?;
         let dispatch = self.next_dispatch;
         self.next_dispatch += 1;

@@ -128,7 +128,9 @@ impl Engine {
             Change::Rest => backend.rest.doubt(),
             Change::Adapters => self.fleet.doubt_list(id),
             Change::Cache | Change::Weights => {
+                backend.shared.cleared();
                 self.fleet.index.iter_mut().for_each(|index| index.wipe(id));
+                self.tell_of(id);
                 return info!(backend:% = id, change:?; "what it had cached is gone");
             }
         }

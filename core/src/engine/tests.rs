@@ -9,6 +9,7 @@ mod metrics;
 mod realtime;
 mod retries;
 mod several;
+mod sharing;
 mod stored;
 
 use super::*;

@@ -1,9 +1,11 @@
-//! Load: what one backend has in hand of ours, in requests and thousandths of a token.
+//! Load: what one backend has in hand, in requests and thousandths of a token.
 //!
 //! Owns the sums and the queue of prompts being prefilled. Does not know why a request went here
 //! or what the sums are worth (see [`route::cost`](crate::route::cost)).
 
 use crate::fleet::learned::Pace;
+use crate::fleet::peers::{Oldest, Others};
+use crate::fleet::update::{Head, InHand};
 use crate::time::Instant;
 use alloc::collections::{BTreeMap, BTreeSet};
 
@@ -33,6 +35,8 @@ pub(crate) struct Load {
     /// The last first token, seen or predicted: the head's prefill began no earlier.
     last_first: Instant,
     pace: Pace,
+    /// What other proxies have in hand there.
+    pub(crate) others: Others,
 }
 
 #[derive(Clone, Debug)]
@@ -40,6 +44,12 @@ struct Prefill {
     uncached: i64,
     sent: Instant,
     predicted: Option<Instant>,
+}
+
+impl Prefill {
+    const fn as_oldest(&self) -> Oldest {
+        Oldest { sent: self.sent, uncached: self.uncached }
+    }
 }
 
 impl Load {
@@ -67,11 +77,12 @@ impl Load {
     /// A request's first token came.
     pub(crate) fn prefilled(&mut self, dispatch: u64, now: Instant) {
         self.expire(now);
-        let is_head = self.pending.first_key_value().is_some_and(|(&first, _)| first == dispatch);
+        let oldest = self.others.oldest(self.oldest());
         let Some(prefill) = self.leave(dispatch) else { return };
         // Of an answer in one piece, nobody saw the first token.
-        if is_head && prefill.predicted.is_none() {
-            self.pace.learn(prefill.uncached, now.since(prefill.sent.max(self.last_first)));
+        if oldest == Some(prefill.as_oldest()) && prefill.predicted.is_none() {
+            let since = prefill.sent.max(self.others.last_first(self.last_first));
+            self.pace.learn(prefill.uncached, now.since(since));
         }
         self.last_first = self.last_first.max(now);
     }
@@ -95,19 +106,19 @@ impl Load {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    /// What is in hand now.
+    /// What is in hand now, here and at other proxies.
     pub(crate) fn standing(&mut self, now: Instant) -> Standing {
         self.expire(now);
         // The head is being prefilled since it was sent or since its predecessor's first token.
         // It may be slower than believed, so a tenth of it always counts.
-        let done = self.pending.first_key_value().map_or(0, |(_, head)| {
-            let since = head.sent.max(self.last_first);
+        let done = self.others.oldest(self.oldest()).map_or(0, |head| {
+            let since = head.sent.max(self.others.last_first(self.last_first));
             self.pace.work_in(now.since(since)).min(head.uncached / 10 * 9)
         });
         Standing {
-            queued: self.queued.saturating_sub(done),
-            resident: self.resident,
-            in_flight: self.in_flight,
+            queued: self.queued.saturating_add(self.others.queued()).saturating_sub(done),
+            resident: self.resident.saturating_add(self.others.resident()),
+            in_flight: self.in_flight.saturating_add(self.others.in_flight()),
         }
     }
 
@@ -119,6 +130,24 @@ impl Load {
         (standing, copy.pending.len())
     }
 
+    /// What is in hand here, for other proxies.
+    pub(crate) fn told(&mut self, now: Instant) -> InHand {
+        self.expire(now);
+        let head = self.oldest();
+        InHand {
+            in_flight: self.in_flight,
+            queued: self.queued,
+            resident: self.resident,
+            head: head.map(|Oldest { sent, uncached }| Head { age: now.since(sent), uncached }),
+            first_token_age: (self.last_first > Instant::START).then(|| now.since(self.last_first)),
+        }
+    }
+
+    /// What is in hand here: requests, queued and resident thousandths.
+    pub(crate) fn own(&self) -> [i64; 3] {
+        [self.in_flight.into(), self.queued, self.resident]
+    }
+
     /// Requests in hand, for the one question that needs no time.
     pub(crate) const fn in_flight(&self) -> u32 {
         self.in_flight
@@ -127,6 +156,10 @@ impl Load {
     /// Whether nothing is in hand.
     pub(crate) const fn is_idle(&self) -> bool {
         self.in_flight == 0
+    }
+
+    fn oldest(&self) -> Option<Oldest> {
+        self.pending.first_key_value().map(|(_, head)| head.as_oldest())
     }
 
     fn expire(&mut self, now: Instant) {

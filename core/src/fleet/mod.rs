@@ -14,9 +14,11 @@ mod load;
 mod names;
 mod order;
 mod owners;
+mod peers;
 mod prefix;
 mod rest;
 mod rounds;
+mod update;
 mod window;
 
 pub(crate) use counts::Counts;
@@ -25,7 +27,9 @@ pub(crate) use learned::{TokenLength, Trust};
 pub(crate) use load::Load;
 pub use load::Standing;
 pub(crate) use names::Lost;
+pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
+pub use update::{About, BackendName, Clock, Head, InHand, Placed, ProxyId, Update};
 
 use crate::rng::Rng;
 use crate::time::Instant;
@@ -118,6 +122,8 @@ pub(crate) struct Backend {
     pub(crate) counts: Counts,
     /// Its place in the prefix index.
     pub(crate) slot: Option<Slot>,
+    /// What all proxies call it, and agree on.
+    pub(crate) shared: Shared,
     /// No upstream resolves to it any more: it gets no more requests, and is forgotten once those
     /// it has are settled.
     leaving: bool,
@@ -125,6 +131,7 @@ pub(crate) struct Backend {
 
 impl Backend {
     fn new(id: BackendId, found: Found<'_>, now: Instant) -> Self {
+        let name = BackendName::of(&found.spec.address);
         Self {
             id,
             spec: Arc::new(found.spec.clone()),
@@ -141,6 +148,7 @@ impl Backend {
             window: Window::default(),
             counts: Counts::default(),
             slot: None,
+            shared: Shared::new(name),
             leaving: false,
         }
     }
@@ -327,7 +335,9 @@ impl Fleet {
             }
             backend.rest.heard(probe.rests);
             // A new process has cached nothing, and one that sleeps has given it up.
-            let wiped = before == State::Down || (backend.rests() && !rested);
+            let back = before == State::Down && backend.health.state() != State::Down;
+            let lost = back || (backend.rests() && !rested);
+            let wiped = lost && backend.shared.lost(now);
             if before == State::Down {
                 backend.load.forget_pace();
                 backend.window = Window::default();

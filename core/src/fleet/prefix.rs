@@ -19,6 +19,7 @@
 //! [`state_hash`](PrefixIndex::state_hash), unless entries had to go for want of room.
 
 mod cache;
+mod clocks;
 mod keys;
 mod marks;
 mod matches;
@@ -270,30 +271,6 @@ impl PrefixIndex {
         {
             self.touch(slot, fact.chunk, fact.stamp, Touch::Heard);
         }
-    }
-
-    /// Another proxy's word, or an older one of this proxy: it has inserted so many tokens there
-    /// so far. Proxies from 64 on are not heard.
-    pub fn merge_counter(
-        &mut self,
-        backend: BackendId,
-        proxy: usize,
-        inserted_tokens: u64,
-        now: Instant,
-    ) {
-        let Some(at) = self.slot(backend) else { return };
-        let Some(counter) = self.counters[at].get_mut(proxy) else { return };
-        let more = inserted_tokens.saturating_sub(*counter);
-        let known = *counter > 0;
-        *counter += more;
-        self.caches[at].hear(more, known, now);
-        self.look(at);
-    }
-
-    /// Tokens a proxy has inserted at a backend, as far as is known.
-    pub fn counter(&self, backend: BackendId, proxy: usize) -> u64 {
-        let counters = self.slot(backend).map(|at| &self.counters[at]);
-        counters.and_then(|counters| counters.get(proxy)).copied().unwrap_or(0)
     }
 
     /// Whether a backend of which [`matches`](Self::matches) says that it holds so many `leading`

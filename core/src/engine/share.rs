@@ -1,0 +1,360 @@
+//! Sharing: what the engine tells other proxies, and what it makes of what they tell.
+//!
+//! Owns the updates to be told and the beat at which they are repeated. Does not know how they
+//! travel. Without [`Config::proxy`](crate::config::Config::proxy) all of it is one comparison a
+//! call.
+//!
+//! **What is told when.** Whatever changes what a backend has in hand or what it holds marks the
+//! backend; draining the outputs makes one update of all that is marked. Every second the load of
+//! up to 256 backends is told again, whether it changed or not: that a proxy lives, and what was
+//! lost on the way. Chunks are told again by their next use after an eighth of a cache, and all at
+//! once by a [snapshot](Engine::snapshot).
+//!
+//! **What is not told.** Whether a backend is up: each proxy sees that with its own eyes, which is
+//! no slower, and a wrong word of one would take a backend from all. That a queue got shorter
+//! because the prefill of an answer in one piece was predicted to be over: with the next change, or
+//! within a second.
+
+use super::Engine;
+use crate::fleet::{
+    About, BackendId, BackendName, Clock, Fact, InHand, Peers, Place, Placed, PrefixIndex, ProxyId,
+    Update,
+};
+use crate::rng::mix;
+use crate::time::{Duration, Instant, Wake};
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+
+/// How often a proxy says that it lives, and what it has in hand.
+const BEAT: Duration = Duration::from_secs(1);
+
+/// Backends whose load is told again with one beat: 12 KB.
+const BEAT_BACKENDS: usize = 256;
+
+/// Chunks that wait to be told: 512 KB. They only pile up where nobody drains the outputs; what
+/// does not fit is told by a snapshot or by its next use.
+const PLACED_MAX: usize = 1 << 16;
+
+/// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
+const PAGE_CLOCKS: usize = 64;
+
+/// For how long others are believed to be there though they were not heard.
+const ALONE_AFTER: Duration = Duration::from_secs(60);
+
+/// How it stands with the way to other proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Link {
+    /// What is told is heard.
+    Whole,
+    /// Nothing is told or heard. Where there are other proxies, requests that begin alike are then
+    /// sent to the same backend by all of them, unless it has much more to do than others.
+    Lost,
+}
+
+/// Which other proxies there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Company {
+    /// Those heard within the last 3 s.
+    pub alive: usize,
+    /// Updates that were never heard, though later ones of the same proxy were. If this grows, a
+    /// snapshot of another proxy tells what was missed.
+    pub missed: u64,
+}
+
+/// A page of a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Page(Part);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Clocks of backends from this one on.
+    Clocks(BackendId),
+    /// Chunks from this place of the index on.
+    Chunks(u64),
+}
+
+impl Page {
+    /// The first one.
+    pub const FIRST: Self = Self(Part::Clocks(BackendId(0)));
+}
+
+/// What was placed and is not told yet.
+#[derive(Debug)]
+struct Waiting {
+    backend: BackendId,
+    generation: u32,
+    placed: Placed,
+}
+
+/// The state of sharing.
+#[derive(Debug)]
+pub(super) struct Sharing {
+    own: ProxyId,
+    peers: Peers,
+    names: BTreeMap<BackendName, BackendId>,
+    /// Backends of which there is something to tell.
+    marked: BTreeSet<BackendId>,
+    placed: Vec<Waiting>,
+    placed_chunks: usize,
+    /// Of the last update.
+    number: u64,
+    /// When this proxy was called last: ages are counted back from here.
+    now: Instant,
+    beat: Instant,
+    /// Whether to tell something, if only that this proxy lives.
+    due: bool,
+    beat_from: BackendId,
+    /// Whether others are believed to be there and cannot be heard.
+    cut_off: bool,
+    link: Option<Link>,
+}
+
+impl Sharing {
+    pub(super) fn new(own: ProxyId, now: Instant) -> Self {
+        Self {
+            own,
+            peers: Peers::default(),
+            names: BTreeMap::new(),
+            marked: BTreeSet::new(),
+            placed: Vec::new(),
+            placed_chunks: 0,
+            number: 0,
+            now,
+            beat: now,
+            due: false,
+            beat_from: BackendId(0),
+            cut_off: false,
+            link: None,
+        }
+    }
+}
+
+impl Engine {
+    /// Which other proxies are heard.
+    pub fn company(&self) -> Company {
+        self.sharing.as_ref().map_or_else(Company::default, |sharing| Company {
+            alive: sharing.peers.alive(),
+            missed: sharing.peers.missed(),
+        })
+    }
+
+    /// A page of all that this proxy knows to be cached, for one that missed it, and the page
+    /// after it: an update to be heard as any other, of 256 chunks or the clocks of 64 backends.
+    /// Begins with [`Page::FIRST`]. What is told by updates meanwhile may be heard before, between
+    /// or after the pages.
+    pub fn snapshot(&self, page: Page) -> Option<(Update, Option<Page>)> {
+        let (sharing, index) = (self.sharing.as_ref()?, self.fleet.index.as_ref()?);
+        let (about, next) = match page.0 {
+            Part::Clocks(from) => {
+                let mut backends = self.fleet.backends().iter().filter(|one| one.id >= from);
+                let told = backends.by_ref().take(PAGE_CLOCKS);
+                let about = told.map(|backend| About {
+                    clock: Some(sharing.clock(index, backend.id)),
+                    ..About::of(backend.shared.name, backend.shared.generation())
+                });
+                let about = about.collect();
+                let next = backends.next();
+                (about, Some(next.map_or(Part::Chunks(0), |backend| Part::Clocks(backend.id))))
+            }
+            Part::Chunks(from) => {
+                let mut facts = Vec::new();
+                let next = index.facts(from, &mut facts);
+                facts.sort_unstable_by_key(|fact| (fact.backend, fact.stamp, fact.chunk));
+                let same = |one: &Fact, other: &Fact| one.backend == other.backend;
+                let about = facts.chunk_by(same).filter_map(|facts| self.placed(facts));
+                (about.collect(), next.map(Part::Chunks))
+            }
+        };
+        Some((Update { proxy: sharing.own, number: 0, about }, next.map(Page)))
+    }
+
+    /// A sum of all that proxies tell each other, as far as it is known here: the same for all that
+    /// heard everything, however they heard it. Looks at the whole index: for tests, and for
+    /// checks that may take their time.
+    pub fn state_hash(&self) -> u64 {
+        let Some(sharing) = &self.sharing else { return 0 };
+        let name = |id| self.fleet.backend(id).map_or(0, |backend| backend.shared.name.0);
+        let placed = self.fleet.index.as_ref().map_or(0, |index| index.state_hash(name));
+        let hash = |parts: &[u64]| parts.iter().fold(0, |hash, part| mix(hash ^ part) + 1);
+        let backends = self.fleet.backends().iter().map(|backend| {
+            let name = backend.shared.name.0;
+            let one = |(proxy, in_hand): (ProxyId, [i64; 3])| {
+                let [in_flight, queued, resident] = in_hand.map(i64::cast_unsigned);
+                // Who has nothing in hand may as well not be known.
+                let any = in_hand != [0; 3];
+                if any { hash(&[proxy.0, name, in_flight, queued, resident]) } else { 0 }
+            };
+            let own = (sharing.own, backend.load.own());
+            let others = backend.load.others.each();
+            let others = others.filter_map(|(place, load)| Some((sharing.peers.id(place)?, load)));
+            let loads = others.chain([own]).map(one).fold(0, u64::wrapping_add);
+            loads.wrapping_add(hash(&[name, backend.shared.generation().into()]))
+        });
+        backends.fold(placed, u64::wrapping_add)
+    }
+
+    /// Something about a backend is to be told.
+    pub(super) fn tell_of(&mut self, backend: BackendId) {
+        if let Some(sharing) = &mut self.sharing {
+            sharing.marked.insert(backend);
+        }
+    }
+
+    /// The chunks in `told` were placed there and are to be told.
+    pub(super) fn tell_placed(&mut self, backend: BackendId, stamp: u32) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let room = PLACED_MAX - sharing.placed_chunks;
+        let count = self.told.len().min(room);
+        let Some(known) = self.fleet.backend(backend).filter(|_| count > 0) else { return };
+        sharing.placed_chunks += count;
+        sharing.placed.push(Waiting {
+            backend,
+            generation: known.shared.generation(),
+            placed: Placed { stamp, chunks: self.told[..count].into() },
+        });
+    }
+
+    /// It is so late: who was silent for too long is gone, and it may be time to be heard.
+    pub(super) fn share_time(&mut self, now: Instant) {
+        let Some(sharing) = &mut self.sharing else { return };
+        sharing.now = sharing.now.max(now);
+        while let Some(place) = sharing.peers.expire(now) {
+            let backends = self.fleet.backends_mut().iter_mut();
+            backends.for_each(|backend| backend.load.others.forget(place));
+        }
+        if now < sharing.beat {
+            return;
+        }
+        sharing.beat = now + BEAT;
+        sharing.due = true;
+        let from = sharing.beat_from;
+        let mut rest = self.fleet.backends().iter().filter(|one| one.id >= from);
+        sharing.marked.extend(rest.by_ref().take(BEAT_BACKENDS).map(|backend| backend.id));
+        sharing.beat_from = rest.next().map_or(BackendId(0), |backend| backend.id);
+    }
+
+    /// When [`share_time`](Self::share_time) has something to do.
+    pub(super) fn share_timeout(&self) -> Option<Wake> {
+        let sharing = self.sharing.as_ref()?;
+        let lease = sharing.peers.next().map(|at| Wake { at, why: "lease" });
+        let beat = Wake { at: sharing.beat, why: "beat" };
+        [lease, Some(beat)].into_iter().flatten().min_by_key(|wake| wake.at)
+    }
+
+    /// The list of backends changed. One that leaves is told of until another has its address.
+    pub(super) fn learn_names(&mut self) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let names = self.fleet.backends().iter().map(|one| (one.shared.name, one.id));
+        sharing.names = names.collect();
+    }
+
+    /// The next update to be told.
+    pub(super) fn poll_tell(&mut self) -> Option<Update> {
+        let sharing = self.sharing.as_mut().filter(|one| one.due || !one.marked.is_empty())?;
+        sharing.due = false;
+        sharing.number += 1;
+        let now = sharing.now;
+        let mut about: Vec<About> = Vec::with_capacity(sharing.marked.len());
+        for id in core::mem::take(&mut sharing.marked) {
+            // One that is gone had nothing in hand any more.
+            let Some(backend) = self.fleet.backend_mut(id) else {
+                let name = sharing.names.iter().find(|(_, known)| **known == id);
+                about.extend(name.map(|(name, _)| About {
+                    in_hand: Some(InHand::default()),
+                    ..About::of(*name, 0)
+                }));
+                continue;
+            };
+            if sharing.names.get(&backend.shared.name) != Some(&id) {
+                continue;
+            }
+            let in_hand = Some(backend.load.told(now));
+            let base = About::of(backend.shared.name, backend.shared.generation());
+            let index = self.fleet.index.as_ref();
+            let inserted_tokens = index.map_or(0, |index| index.counter(id, PrefixIndex::OWN));
+            about.push(About { in_hand, inserted_tokens, ..base });
+        }
+        sharing.placed_chunks = 0;
+        for Waiting { backend, generation, placed } in sharing.placed.drain(..) {
+            let Some(backend) = self.fleet.backend(backend) else { continue };
+            let name = backend.shared.name;
+            // What was placed before the backend lost its cache is not there any more.
+            let current = generation == backend.shared.generation();
+            let about = about.iter_mut().find(|about| about.backend == name);
+            if let Some(about) = about.filter(|_| current) {
+                about.placed.push(placed);
+            }
+        }
+        Some(Update { proxy: sharing.own, number: sharing.number, about })
+    }
+
+    /// Another proxy tells something.
+    pub(super) fn hear(&mut self, update: &Update, now: Instant) {
+        let Some(sharing) = &mut self.sharing else { return };
+        if update.proxy == sharing.own {
+            return;
+        }
+        let word = if update.number == 0 {
+            // A page of a snapshot is nobody's word of itself.
+            None
+        } else {
+            let heard = sharing.peers.hear(update.proxy, update.number, now);
+            let Some((word, taken)) = heard else { return };
+            self.fleet.replace_proxy(taken);
+            Some(word)
+        };
+        for about in &update.about {
+            let Some(&id) = sharing.names.get(&about.backend) else { continue };
+            for &(proxy, tokens) in about.clock.iter().flat_map(|clock| &clock.counters) {
+                if proxy == sharing.own {
+                    continue;
+                }
+                let Some((place, taken)) = sharing.peers.introduce(proxy, now) else { continue };
+                self.fleet.replace_proxy(taken);
+                self.fleet.hear_counter(id, place, tokens, now);
+            }
+            self.fleet.hear(id, about, word, now);
+        }
+    }
+
+    /// The way to other proxies is whole or lost.
+    pub(super) fn link(&mut self, link: Link, now: Instant) {
+        let Some(sharing) = &mut self.sharing else { return };
+        if sharing.link == Some(link) {
+            return;
+        }
+        sharing.cut_off = match link {
+            Link::Whole => false,
+            // Who was never connected cannot know; others were expected, or there were no link.
+            Link::Lost if sharing.link.is_none() => true,
+            Link::Lost => {
+                let seen = sharing.peers.last_seen();
+                seen.is_some_and(|seen| now < seen + ALONE_AFTER)
+            }
+        };
+        sharing.link = Some(link);
+    }
+
+    fn placed(&self, facts: &[Fact]) -> Option<About> {
+        let backend = self.fleet.backend(facts.first()?.backend)?;
+        let same = |one: &Fact, other: &Fact| one.stamp == other.stamp;
+        let placed = facts.chunk_by(same).map(|facts| Placed {
+            stamp: facts[0].stamp,
+            chunks: facts.iter().map(|fact| fact.chunk).collect(),
+        });
+        let placed = placed.collect();
+        Some(About { placed, ..About::of(backend.shared.name, backend.shared.generation()) })
+    }
+}
+
+impl Sharing {
+    fn clock(&self, index: &PrefixIndex, backend: BackendId) -> Clock {
+        let own = (self.own, index.counter(backend, PrefixIndex::OWN));
+        let counter = |(place, id): (Place, _)| (id, index.counter(backend, place.index()));
+        let counters = self.peers.all().map(counter).chain([own]);
+        Clock {
+            counters: counters.filter(|(_, tokens)| *tokens > 0).collect(),
+            inserted_tokens: index.clock(backend),
+        }
+    }
+}

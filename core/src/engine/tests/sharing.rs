@@ -1,0 +1,768 @@
+//! Proxies that tell each other what they do: in any order, twice, or not at all.
+
+use super::*;
+use crate::fleet::{
+    About, BackendName, Fact, InHand, Placed, PrefixIndex, ProxyId, Standing, Update,
+};
+use crate::rng::{Rng, mix};
+use crate::route::{Change, Echo};
+
+const BACKENDS: u16 = 5;
+const SECOND: u64 = 1_000;
+
+/// Proxies that serve the same backends, each of which it discovered in an order of its own.
+struct Net {
+    rigs: Vec<Rig>,
+    /// Requests that are somewhere, and with which proxy.
+    open: Vec<(usize, Route)>,
+    /// What was told, and what is on its way, and to whom.
+    log: Vec<Update>,
+    way: Vec<(usize, Update)>,
+}
+
+fn port(route: &Route) -> u16 {
+    match route.spec.address {
+        Address::Tcp(address) => address.port(),
+        Address::Unix(_) => unreachable!("all have ports"),
+    }
+}
+
+/// A prompt of so few chunks that it teaches nothing of its backend's speed.
+fn prompt(number: u64, count: u64) -> Vec<u64> {
+    (0..count).map(|at| mix(number << 32 | at)).collect()
+}
+
+impl Net {
+    /// Proxies that are all there from the start.
+    fn new(proxies: usize) -> Self {
+        Self::turned(proxies, 1)
+    }
+
+    /// The same; each discovered the backends in the order of the one before, turned by so many.
+    fn turned(proxies: usize, by: u16) -> Self {
+        let mut net = Self { rigs: Vec::new(), open: Vec::new(), log: Vec::new(), way: Vec::new() };
+        for proxy in 0..proxies {
+            net.join(proxy as u16 * by);
+        }
+        net.way.clear();
+        for update in &net.log {
+            let own = (update.proxy.0 - 100) as usize;
+            let others = (0..proxies).filter(|&other| other != own);
+            net.way.extend(others.map(|other| (other, update.clone())));
+        }
+        net
+    }
+
+    /// One more proxy, which nobody has told anything so far.
+    fn join(&mut self, turned: u16) -> usize {
+        let at = self.rigs.len();
+        let mut rig = Rig::new(Config {
+            policy: Policy::CacheAware,
+            upstreams: 1,
+            index_memory: 1 << 20,
+            proxy: Some(100 + at as u64),
+            ..Config::default()
+        });
+        rig.now = self.rigs.first().map_or(rig.now, |first| first.now);
+        let order = (0..BACKENDS).map(|port| (port + turned) % BACKENDS);
+        let specs: Vec<_> = order.map(|port| spec(0, port)).collect();
+        rig.engine.handle(Input::Discovered(&specs), rig.now);
+        self.rigs.push(rig);
+        for id in 0..BACKENDS {
+            let healthy = Ok(healthy(&["m"]));
+            self.tell(at, Input::Probed(BackendId(id.into()), healthy));
+        }
+        self.drain(at);
+        at
+    }
+
+    fn drain(&mut self, at: usize) {
+        for output in self.rigs[at].outputs() {
+            if let Output::Tell(update) = output {
+                let others = (0..self.rigs.len()).filter(|&other| other != at);
+                self.way.extend(others.map(|other| (other, update.clone())));
+                self.log.push(update);
+            }
+        }
+    }
+
+    fn tell(&mut self, at: usize, input: Input<'_>) {
+        let now = self.rigs[at].now;
+        self.rigs[at].engine.handle(input, now);
+        self.drain(at);
+    }
+
+    fn hear(&mut self, at: usize, update: &Update) {
+        self.tell(at, Input::Heard(update));
+    }
+
+    /// All that is on its way arrives.
+    fn arrive(&mut self) {
+        for (at, update) in core::mem::take(&mut self.way) {
+            self.hear(at, &update);
+        }
+        assert!(self.way.is_empty(), "hearing is not answered");
+    }
+
+    fn sleep(&mut self, millis: u64) {
+        for at in 0..self.rigs.len() {
+            self.rigs[at].sleep(millis);
+            self.tell(at, Input::Timeout);
+        }
+    }
+
+    fn send(&mut self, at: usize, chunks: &[u64], stream: bool) -> u16 {
+        let prompt = Fingerprint::of_chunks(chunks.into(), chunks.len() as u64 * 512);
+        let rig = &mut self.rigs[at];
+        let meta = RequestMeta {
+            model: Some("m"),
+            prompt: &prompt,
+            prompt_bytes: prompt.bytes(),
+            stream,
+            ..request(rig.now)
+        };
+        let route = forwarded(rig.ask(&meta));
+        self.drain(at);
+        let port = port(&route);
+        self.open.push((at, route));
+        port
+    }
+
+    fn first_byte(&mut self, which: usize) {
+        let (at, route) = &self.open[which];
+        let at = *at;
+        let now = self.rigs[at].now;
+        self.rigs[at].engine.first_byte(&route.ticket, now);
+        self.drain(at);
+    }
+
+    fn finish(&mut self, which: usize) {
+        let (at, route) = self.open.swap_remove(which);
+        self.rigs[at].finish(route.ticket);
+        self.drain(at);
+    }
+
+    fn finish_all(&mut self) {
+        while !self.open.is_empty() {
+            self.finish(0);
+        }
+    }
+
+    fn backend(&self, at: usize, port: u16) -> BackendId {
+        let name = BackendName::of(&spec(0, port).address);
+        let mut backends = self.rigs[at].engine.fleet.backends().iter();
+        backends.find(|one| one.shared.name == name).expect("it was discovered").id
+    }
+
+    /// A client had the cache of a backend cleared.
+    fn clear(&mut self, at: usize, port: u16) {
+        let echo = Echo { backend: self.backend(at, port), result: Ok(Some(Change::Cache)) };
+        let now = self.rigs[at].now;
+        self.rigs[at].engine.heard(&[echo], None, now);
+        self.drain(at);
+    }
+
+    fn standing(&mut self, at: usize, port: u16) -> Standing {
+        let id = self.backend(at, port);
+        let now = self.rigs[at].now;
+        self.rigs[at].engine.fleet.backend_mut(id).expect("it is there").load.standing(now)
+    }
+
+    fn in_flight(&mut self, at: usize) -> u32 {
+        (0..BACKENDS).map(|port| self.standing(at, port).in_flight).sum()
+    }
+
+    fn hashes(&self) -> Vec<u64> {
+        self.rigs.iter().map(|rig| rig.engine.state_hash()).collect()
+    }
+
+    #[track_caller]
+    fn agree(&self, why: &str) {
+        let hashes = self.hashes();
+        assert!(hashes.iter().all(|hash| *hash == hashes[0]), "{why}: {hashes:x?}");
+    }
+
+    /// One event, drawn by chance.
+    fn step(&mut self, rng: &mut Rng) {
+        let below = |rng: &mut Rng, bound: usize| rng.below(bound as u64) as usize;
+        match rng.below(20) {
+            0..8 => {
+                let at = below(rng, self.rigs.len());
+                let mut chunks = prompt(rng.below(6), 1 + rng.below(8));
+                chunks.extend(prompt(100 + rng.below(40), rng.below(7)));
+                let stream = rng.below(4) > 0;
+                self.send(at, &chunks, stream);
+            }
+            8..12 if !self.open.is_empty() => {
+                let which = below(rng, self.open.len());
+                self.first_byte(which);
+            }
+            12..16 if !self.open.is_empty() => {
+                let which = below(rng, self.open.len());
+                self.finish(which);
+            }
+            16 if rng.below(4) == 0 => {
+                let at = below(rng, self.rigs.len());
+                self.clear(at, rng.below(BACKENDS.into()) as u16);
+            }
+            _ => self.sleep(rng.below(150)),
+        }
+    }
+
+    /// Pages of what one knows, heard by another.
+    fn snapshot(&mut self, from: usize, to: usize) {
+        let mut page = Some(Page::FIRST);
+        while let Some(at) = page {
+            let (update, next) = self.rigs[from].engine.snapshot(at).expect("it shares");
+            let chunks = update.about.iter().flat_map(|about| &about.placed);
+            assert!(chunks.map(|placed| placed.chunks.len()).sum::<usize>() <= 256);
+            self.hear(to, &update);
+            page = next;
+        }
+    }
+}
+
+impl Drop for Net {
+    /// A failed test is told by its own words, not by those of open tickets.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.open.drain(..).for_each(|(_, route)| {
+                route.ticket.redeem();
+            });
+        }
+    }
+}
+
+/// What somebody who heard all of this would know, by the words of the specification.
+#[derive(Default)]
+struct Naive {
+    in_hand: BTreeMap<(ProxyId, BackendName), (u64, InHand)>,
+    counters: BTreeMap<(ProxyId, BackendName), u64>,
+    generations: BTreeMap<BackendName, u32>,
+    chunks: BTreeMap<(BackendName, u32, u64), u32>,
+}
+
+impl Naive {
+    fn hear(&mut self, update: &Update) {
+        for about in &update.about {
+            let key = (update.proxy, about.backend);
+            if let Some(in_hand) = about.in_hand {
+                let known = self.in_hand.entry(key).or_default();
+                if known.0 < update.number {
+                    *known = (update.number, in_hand);
+                }
+            }
+            let counter = self.counters.entry(key).or_default();
+            *counter = about.inserted_tokens.max(*counter);
+            let generation = self.generations.entry(about.backend).or_default();
+            *generation = about.generation.max(*generation);
+            for Placed { stamp, chunks } in &about.placed {
+                for &chunk in chunks {
+                    let key = (about.backend, about.generation, chunk);
+                    let known = self.chunks.entry(key).or_default();
+                    *known = (*stamp).max(*known);
+                }
+            }
+        }
+    }
+
+    fn standing(&self, backend: BackendName) -> [i64; 3] {
+        let here = self.in_hand.iter().filter(|((_, name), _)| *name == backend);
+        here.fold([0; 3], |sum, (_, (_, one))| {
+            [sum[0] + i64::from(one.in_flight), sum[1] + one.queued, sum[2] + one.resident]
+        })
+    }
+
+    fn chunks(&self, backend: BackendName) -> Vec<(u64, u32)> {
+        let generation = self.generations[&backend];
+        let here =
+            self.chunks.iter().filter(|((name, at, _), _)| *name == backend && *at == generation);
+        here.map(|((_, _, chunk), stamp)| (*chunk, *stamp)).collect()
+    }
+}
+
+/// Traffic at three proxies whose words come late, out of order and twice; then all of them arrive.
+fn play(seed: u64) -> Net {
+    let mut net = Net::new(3);
+    let mut rng = Rng::new(seed);
+    for _ in 0..400 {
+        net.step(&mut rng);
+        while rng.below(4) < 3 && !net.way.is_empty() {
+            let which = rng.below(net.way.len() as u64) as usize;
+            let (at, update) = net.way[which].clone();
+            net.hear(at, &update);
+            if rng.below(3) > 0 {
+                net.way.swap_remove(which);
+            }
+        }
+    }
+    settle(&mut net, &mut rng);
+    net
+}
+
+/// A beat, and all arrives.
+fn settle(net: &mut Net, rng: &mut Rng) {
+    net.sleep(SECOND);
+    while !net.way.is_empty() {
+        let which = rng.below(net.way.len() as u64) as usize;
+        let (at, update) = net.way.swap_remove(which);
+        net.hear(at, &update);
+    }
+}
+
+#[test]
+fn any_order_and_doubles_end_in_the_same_state() {
+    for seed in 0..12 {
+        let mut net = play(seed);
+        net.agree("after all was heard");
+        let before = net.hashes();
+        // Whoever hears all of it backwards, once all is over, knows the same.
+        let log = net.log.clone();
+        let late = net.join(7);
+        net.way.clear();
+        for update in log.iter().rev() {
+            net.hear(late, update);
+        }
+        net.agree("backwards");
+        for at in 0..net.rigs.len() {
+            for update in &log {
+                net.hear(at, update);
+            }
+        }
+        assert_eq!(net.hashes()[..3], before, "all of it once more is no news, seed {seed}");
+        net.finish_all();
+    }
+}
+
+#[test]
+fn what_is_known_is_what_a_naive_model_knows() {
+    for seed in 20..26 {
+        let mut net = Net::new(3);
+        let listener = net.join(1);
+        let mut rng = Rng::new(seed);
+        let proxies = net.rigs.split_off(listener);
+        for _ in 0..300 {
+            net.step(&mut rng);
+        }
+        settle(&mut net, &mut rng);
+        net.rigs.extend(proxies);
+        net.rigs[listener].now = net.rigs[0].now;
+        let mut model = Naive::default();
+        let mut log = net.log.clone();
+        while !log.is_empty() {
+            let update = log.swap_remove(rng.below(log.len() as u64) as usize);
+            model.hear(&update);
+            net.hear(listener, &update);
+        }
+        let mut facts: Vec<Fact> = Vec::new();
+        let mut next = Some(0);
+        let index = net.rigs[listener].engine.fleet.index.as_ref().expect("it is cache-aware");
+        while let Some(from) = next {
+            next = index.facts(from, &mut facts);
+        }
+        facts.sort_unstable();
+        facts.dedup();
+        for backend in net.rigs[listener].engine.fleet.backends() {
+            let name = backend.shared.name;
+            let others = &backend.load.others;
+            let sums = [i64::from(others.in_flight()), others.queued(), others.resident()];
+            assert_eq!(sums, model.standing(name), "seed {seed}");
+            assert_eq!(backend.shared.generation(), model.generations[&name]);
+            let here = facts.iter().filter(|fact| fact.backend == backend.id);
+            let here: Vec<_> = here.map(|fact| (fact.chunk, fact.stamp)).collect();
+            assert_eq!(here, model.chunks(name), "seed {seed}");
+            let counters = model.counters.iter().filter(|((_, at), _)| *at == name);
+            let counted: u64 = counters.map(|(_, tokens)| tokens).sum();
+            assert_eq!(index.clock(backend.id), counted, "seed {seed}");
+        }
+        assert!(facts.len() > 100, "{}", facts.len());
+        net.finish_all();
+    }
+}
+
+#[test]
+fn what_was_lost_is_repaired_by_a_beat_and_snapshots() {
+    for seed in 40..48 {
+        let mut net = Net::new(3);
+        let mut rng = Rng::new(seed);
+        for _ in 0..300 {
+            net.step(&mut rng);
+            let lost = rng.below(3) == 0;
+            if lost {
+                net.way.clear();
+            }
+            net.arrive();
+        }
+        let hashes = net.hashes();
+        assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2], "much was lost");
+        assert!(net.rigs.iter().any(|rig| rig.engine.company().missed > 10));
+        // Loads need no more than a beat.
+        settle(&mut net, &mut rng);
+        let in_flight = net.open.len() as u32;
+        assert_eq!([0, 1, 2].map(|at| net.in_flight(at)), [in_flight; 3]);
+        for (from, to) in [(0, 1), (2, 1), (1, 0), (1, 2)] {
+            net.snapshot(from, to);
+        }
+        net.agree("repaired");
+        net.finish_all();
+    }
+}
+
+#[test]
+fn a_newcomer_chooses_as_all_others_do() {
+    let mut net = play(60);
+    net.finish_all();
+    // What a backend computed lately is no part of a snapshot: it is forgotten in minutes.
+    net.sleep(1_000_000);
+    settle(&mut net, &mut Rng::new(1));
+    let late = net.join(0);
+    assert_eq!(net.rigs[late].engine.company(), Company::default());
+    net.snapshot(1, late);
+    assert_eq!(net.rigs[late].engine.company().alive, 0, "a snapshot is no sign of life");
+    settle(&mut net, &mut Rng::new(2));
+    assert_eq!(net.rigs[late].engine.company(), Company { alive: 3, missed: 0 });
+    net.agree("with the newcomer");
+    for number in 0..6 {
+        let asked = prompt(number, 8);
+        let chosen = [0, late].map(|at| {
+            let port = net.send(at, &asked, true);
+            net.finish_all();
+            net.arrive();
+            port
+        });
+        assert_eq!(chosen, [chosen[0]; 2], "{number}");
+    }
+}
+
+/// With nothing lost and no delay any number of proxies decides as one would.
+#[rstest]
+fn many_proxies_at_no_distance_are_as_one(#[values(2, 3, 7)] proxies: usize) {
+    for seed in 0..6 {
+        let mut many = Net::turned(proxies, 0);
+        many.arrive();
+        let mut one = Net::new(1);
+        let mut rng = Rng::new(seed);
+        let mut decisions = 0;
+        for step in 0..1_500 {
+            // No two requests come at the same moment.
+            one.sleep(1);
+            many.sleep(1);
+            many.arrive();
+            let draw = rng.below(20);
+            let which = rng.below(one.open.len().max(1) as u64) as usize;
+            match draw {
+                0..8 => {
+                    let at = rng.below(proxies as u64) as usize;
+                    let mut chunks = prompt(rng.below(6), 1 + rng.below(8));
+                    chunks.extend(prompt(100 + rng.below(300), rng.below(7)));
+                    let expected = one.send(0, &chunks, true);
+                    let chosen = many.send(at, &chunks, true);
+                    assert_eq!(chosen, expected, "seed {seed}, step {step}");
+                    decisions += 1;
+                }
+                8..12 if !one.open.is_empty() => {
+                    one.first_byte(which);
+                    many.first_byte(which);
+                }
+                12..17 if !one.open.is_empty() => {
+                    one.finish(which);
+                    many.finish(which);
+                }
+                _ => {
+                    let millis = 1 + rng.below(150);
+                    one.sleep(millis);
+                    many.sleep(millis);
+                }
+            }
+            many.arrive();
+            for port in 0..BACKENDS {
+                assert_eq!(many.standing(0, port), one.standing(0, port), "seed {seed}, {step}");
+            }
+        }
+        assert!(decisions > 400);
+        one.finish_all();
+        many.finish_all();
+    }
+}
+
+#[test]
+fn the_end_of_a_request_may_be_heard_before_its_beginning() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let port = net.send(0, &prompt(1, 4), true);
+    net.first_byte(0);
+    net.finish(0);
+    assert_eq!(net.way.len(), 3);
+    while let Some((at, update)) = net.way.pop() {
+        net.hear(at, &update);
+        assert_eq!(net.standing(1, port), Standing::default());
+    }
+    net.agree("all was heard");
+}
+
+#[test]
+fn who_is_silent_for_three_seconds_is_gone_and_nothing_else() {
+    let mut net = Net::new(3);
+    net.arrive();
+    for number in 0..6 {
+        net.send(number % 3, &prompt(number as u64, 6), true);
+        net.arrive();
+    }
+    let mine = net.in_flight(1);
+    assert_eq!(mine, 6);
+    let held = net.rigs[1].engine.fleet.index.as_ref().map(PrefixIndex::len);
+    // The first proxy ends without a word, and one of its words is late.
+    net.send(0, &prompt(9, 6), true);
+    let late = net.way.pop().expect("it was told").1;
+    net.way.clear();
+    for millis in [1_000, 1_000, 999, 1] {
+        net.sleep(millis);
+        net.way.retain(|(_, update)| update.proxy != ProxyId(100));
+        net.arrive();
+        let gone = net.rigs[1].now.since(Instant::from_millis(10_000)).as_secs() >= 3;
+        assert_eq!(net.in_flight(1), if gone { 4 } else { 6 });
+        assert_eq!(net.rigs[1].engine.company().alive, if gone { 1 } else { 2 });
+    }
+    assert_eq!(net.rigs[1].engine.fleet.index.as_ref().map(PrefixIndex::len), held);
+    // What it said before brings nothing back; what it says later does.
+    let old = net.log.iter().filter(|update| update.proxy == ProxyId(100)).cloned();
+    let old: Vec<_> = old.filter(|update| update.number < late.number).collect();
+    for update in &old {
+        net.hear(1, update);
+    }
+    assert_eq!(net.in_flight(1), 4);
+    net.hear(1, &late);
+    net.sleep(1_000);
+    net.arrive();
+    assert_eq!((net.in_flight(1), net.rigs[1].engine.company().alive), (7, 2));
+    net.finish_all();
+}
+
+#[test]
+fn a_loss_that_two_proxies_see_is_one() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let port = net.send(0, &prompt(1, 6), true);
+    net.finish_all();
+    net.arrive();
+    let restart = |net: &mut Net, at: usize| {
+        let id = net.backend(at, port);
+        for up in [false, false, true] {
+            let probe =
+                if up { healthy(&["m"]) } else { Probe { health: 503, ..Probe::default() } };
+            net.tell(at, Input::Probed(id, Ok(probe)));
+        }
+        net.drain(at);
+    };
+    let generation = |net: &Net, at: usize| {
+        let backend = net.rigs[at].engine.fleet.backend(net.backend(at, port));
+        backend.expect("it is there").shared.generation()
+    };
+    restart(&mut net, 0);
+    net.arrive();
+    assert_eq!([generation(&net, 0), generation(&net, 1)], [1, 1]);
+    net.agree("the other forgot it, too");
+    let held = |net: &Net, at: usize| {
+        let id = net.backend(at, port);
+        let mut facts = Vec::new();
+        net.rigs[at].engine.fleet.index.as_ref().map(|index| index.facts(0, &mut facts));
+        facts.iter().filter(|fact| fact.backend == id).count()
+    };
+    assert_eq!(held(&net, 1), 0);
+    // What is placed from now on is kept when the other sees the same by itself.
+    while held(&net, 0) == 0 {
+        let number = net.log.len() as u64;
+        net.send(0, &prompt(100 + number, 6), true);
+        net.arrive();
+    }
+    net.sleep(6_000);
+    restart(&mut net, 1);
+    net.arrive();
+    assert_eq!([generation(&net, 0), generation(&net, 1)], [1, 1]);
+    assert!(held(&net, 0) > 0 && held(&net, 1) > 0);
+    // Seen at the same time by both it is one as well, and the next one is another.
+    net.sleep(60_000);
+    net.arrive();
+    for expected in [2, 3] {
+        restart(&mut net, 0);
+        restart(&mut net, 1);
+        net.arrive();
+        assert_eq!([generation(&net, 0), generation(&net, 1)], [expected; 2]);
+        net.agree("both forgot it");
+        net.sleep(60_000);
+        net.arrive();
+    }
+    net.finish_all();
+}
+
+#[test]
+fn nobody_is_told_anything_by_one_that_does_not_share() {
+    let mut alone = Rig::serving(2, &["m"]);
+    let route = alone.forward("m");
+    assert_eq!(alone.outputs(), []);
+    let in_hand = InHand { in_flight: 50, queued: 9_000_000, ..InHand::default() };
+    let backend = BackendName::of(&route.spec.address);
+    let about = Vec::from([About { in_hand: Some(in_hand), ..About::of(backend, 7) }]);
+    let update = Update { proxy: ProxyId(1), number: 1, about };
+    assert_eq!(alone.handle(Input::Heard(&update)), []);
+    assert_eq!((alone.engine.company(), alone.engine.state_hash()), (Company::default(), 0));
+    assert!(alone.engine.snapshot(Page::FIRST).is_none());
+    alone.finish(route.ticket);
+}
+
+#[test]
+fn nobody_hears_itself() {
+    let mut net = Net::new(1);
+    let port = net.send(0, &prompt(1, 6), true);
+    for update in net.log.clone() {
+        net.hear(0, &update);
+    }
+    assert_eq!((net.standing(0, port).in_flight, net.rigs[0].engine.company().alive), (1, 0));
+    net.finish_all();
+}
+
+#[test]
+fn a_backend_that_is_not_known_is_not_introduced() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let specs: Vec<_> = (0..BACKENDS + 1).map(|port| spec(0, port)).collect();
+    net.tell(0, Input::Discovered(&specs));
+    let new = BackendId(BACKENDS.into());
+    net.tell(0, Input::Probed(new, Ok(healthy(&["m"]))));
+    for number in 0..12 {
+        net.send(0, &prompt(number, 6), true);
+        net.arrive();
+    }
+    assert_eq!(net.rigs[1].engine.fleet.backends().len(), usize::from(BACKENDS));
+    let there = net.standing(0, BACKENDS).in_flight;
+    assert!(there > 0);
+    assert_eq!(net.in_flight(1), 12 - there);
+    // Once it is known, a beat tells what is in hand there.
+    net.tell(1, Input::Discovered(&specs));
+    net.sleep(SECOND);
+    net.arrive();
+    assert_eq!(net.standing(1, BACKENDS).in_flight, there);
+    net.finish_all();
+}
+
+#[test]
+fn who_left_is_told_of_until_nothing_is_in_hand() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let port = net.send(0, &prompt(1, 6), true);
+    net.arrive();
+    let specs: Vec<_> = (0..BACKENDS).filter(|&one| one != port).map(|at| spec(0, at)).collect();
+    net.tell(0, Input::Discovered(&specs));
+    net.arrive();
+    assert_eq!(net.standing(1, port).in_flight, 1);
+    net.finish_all();
+    net.arrive();
+    assert_eq!(net.standing(1, port).in_flight, 0);
+    assert_eq!(net.rigs[0].engine.fleet.backends().len(), specs.len());
+}
+
+/// What other processes say is not to be trusted with more than a worse choice.
+#[test]
+fn no_word_does_harm() {
+    let mut net = Net::new(1);
+    net.send(0, &prompt(1, 6), true);
+    let mut rng = Rng::new(5);
+    let names = net.log[0].about.iter().map(|about| about.backend).collect::<Vec<_>>();
+    for _ in 0..3_000 {
+        let mut any = || match rng.below(4) {
+            0 => 0,
+            1 => u64::MAX - rng.below(3),
+            2 => 1 << 63,
+            _ => rng.below(100),
+        };
+        let age = |any: u64| Duration::from_micros(any);
+        let uncached = any().cast_signed();
+        let in_hand = InHand {
+            in_flight: any() as u32,
+            queued: any().cast_signed(),
+            resident: any().cast_signed(),
+            head: Some(crate::fleet::Head { age: age(any()), uncached }),
+            first_token_age: Some(age(any())),
+        };
+        let clock = crate::fleet::Clock {
+            counters: Vec::from([(ProxyId(any()), any()), (ProxyId(any()), any())]),
+            inserted_tokens: any(),
+        };
+        let about = About {
+            backend: names[any() as usize % names.len()],
+            generation: any() as u32,
+            in_hand: Some(in_hand),
+            inserted_tokens: any(),
+            placed: Vec::from([Placed { stamp: any() as u32, chunks: Vec::from([any(), any()]) }]),
+            clock: Some(clock),
+        };
+        let update = Update { proxy: ProxyId(any()), number: any(), about: Vec::from([about]) };
+        net.hear(0, &update);
+        net.send(0, &prompt(2, 3), true);
+        net.finish(1);
+        net.sleep(300);
+    }
+    net.sleep(10_000);
+    assert_eq!(net.rigs[0].engine.company().alive, 0);
+    let id = net.open[0].1.backend;
+    let now = net.rigs[0].now;
+    let backend = net.rigs[0].engine.fleet.backend_mut(id).expect("it is there");
+    assert_eq!(backend.load.standing(now).in_flight, 1, "nothing of it stays");
+    net.finish_all();
+}
+
+#[test]
+fn more_proxies_than_there_are_places_are_no_harm() {
+    let mut net = Net::new(1);
+    let backend = net.log[0].about[0].backend;
+    let update = |proxy: u64, number| {
+        let in_hand = InHand { in_flight: 1, ..InHand::default() };
+        let about = About { in_hand: Some(in_hand), inserted_tokens: 160, ..About::of(backend, 0) };
+        Update { proxy: ProxyId(proxy), number, about: Vec::from([about]) }
+    };
+    for proxy in 1_000..1_100 {
+        net.hear(0, &update(proxy, 1));
+    }
+    assert_eq!((net.in_flight(0), net.rigs[0].engine.company().alive), (62, 62));
+    // Who died makes room, and the clock goes on from where it was.
+    let clock = |net: &Net| {
+        let engine = &net.rigs[0].engine;
+        engine.fleet.index.as_ref().map(|index| index.clock(net.backend(0, 0)))
+    };
+    let before = clock(&net);
+    net.sleep(4_000);
+    assert_eq!(net.in_flight(0), 0);
+    for proxy in 2_000..2_040 {
+        net.hear(0, &update(proxy, 1));
+    }
+    assert_eq!((net.in_flight(0), net.rigs[0].engine.company().alive), (40, 40));
+    assert_eq!(clock(&net), before.map(|tokens| tokens + 40 * 160));
+    // A newcomer is told all of it.
+    net.way.clear();
+    let late = net.join(2);
+    net.snapshot(0, late);
+    assert_eq!(
+        net.rigs[late].engine.fleet.index.as_ref().map(|index| index.clock(net.backend(late, 0))),
+        clock(&net)
+    );
+}
+
+#[test]
+fn a_beat_comes_every_second_and_a_lease_ends_at_its_time() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let wake = |net: &Net| net.rigs[0].engine.share_timeout().expect("it shares");
+    assert_eq!(wake(&net), Wake { at: net.rigs[0].now + Duration::from_secs(1), why: "beat" });
+    for _ in 0..3 {
+        let before = net.log.len();
+        net.rigs[0].sleep(999);
+        net.tell(0, Input::Timeout);
+        assert_eq!(net.log.len(), before);
+        net.rigs[0].sleep(1);
+        net.tell(0, Input::Timeout);
+        assert_eq!(net.log.len(), before + 1);
+        let beat = &net.log[before];
+        assert_eq!(beat.about.len(), usize::from(BACKENDS), "with all loads");
+    }
+    assert_eq!(net.rigs[0].engine.company().alive, 0);
+}

@@ -1,0 +1,356 @@
+//! Peers: the other proxies that tell us what they do, and what they have in hand.
+//!
+//! Owns who is known and alive, what each has in hand at a backend, and how the fleet takes what
+//! they tell. Does not know how words come here.
+
+use crate::fleet::update::{About, BackendName, Head, InHand, ProxyId};
+use crate::fleet::{BackendId, Fact, Fleet};
+use crate::time::{Duration, Instant};
+use alloc::vec::Vec;
+
+/// How long a proxy counts as alive after its last word. Each tells something every second, so
+/// that two words may be lost or late; and nobody should wait longer behind requests of one that
+/// is gone.
+pub(crate) const LEASE: Duration = Duration::from_secs(3);
+
+/// Other proxies known at once, alive or not: as many as the prefix index tells apart. The share of
+/// others is not counted.
+const PEERS_MAX: usize = 62;
+
+/// Two proxies that see a backend come back within this time have seen the same: probes are at
+/// most 6 s apart, and no engine starts twice that quickly.
+const SAME_LOSS: Duration = Duration::from_secs(10);
+
+/// Another proxy's place among those known here: from 1 to 62. It numbers its counters in the
+/// prefix index, too, where 63 is for what proxies inserted whose places others have got.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place(pub(crate) u8);
+
+impl Place {
+    /// Nobody's, for the counters of those that are forgotten.
+    pub(crate) const FORGOTTEN: Self = Self(63);
+
+    pub(crate) const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+#[derive(Debug)]
+struct Peer {
+    id: ProxyId,
+    /// Its greatest number so far, and which of the 64 up to that were heard, as bits from the
+    /// lowest.
+    number: u64,
+    heard: u64,
+    /// When its lease ends, while it is alive.
+    lease: Option<Instant>,
+    /// Its last sign of life.
+    seen: Instant,
+    /// Whether it is known since its first word.
+    since_start: bool,
+}
+
+/// What a word of another proxy is worth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Word {
+    pub(crate) place: Place,
+    pub(crate) number: u64,
+    /// Whether what it says of its own load counts: it is alive.
+    pub(crate) lives: bool,
+    /// Whether all that it ever inserted was inserted while we listened.
+    pub(crate) since_start: bool,
+}
+
+/// The other proxies.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    /// By place.
+    peers: Vec<Peer>,
+    /// The earliest end of a lease, or earlier.
+    next: Option<Instant>,
+    /// Words that were never heard.
+    missed: u64,
+}
+
+impl Peers {
+    /// A word with this number came. `None` if there are too many proxies. The second is a place
+    /// that another proxy had until now.
+    pub(crate) fn hear(
+        &mut self,
+        id: ProxyId,
+        number: u64,
+        now: Instant,
+    ) -> Option<(Word, Option<Place>)> {
+        let (place, taken) = self.place(id, number == 1, now)?;
+        let peer = &mut self.peers[place.index() - 1];
+        let ahead = number.saturating_sub(peer.number);
+        if ahead > 0 {
+            if peer.number > 0 {
+                // What leaves the window unheard is lost, or so late that it makes no difference.
+                let left = u32::try_from(ahead.min(64)).unwrap_or(64);
+                let leaving = !peer.heard & u64::MAX.checked_shl(64 - left).unwrap_or(0);
+                let skipped = ahead.saturating_sub(64);
+                self.missed = self.missed.saturating_add(u64::from(leaving.count_ones()) + skipped);
+                peer.heard = peer.heard.checked_shl(left).unwrap_or(0) | 1;
+            }
+            peer.number = number;
+            // Only news tells that it lives: an old word may have been on its way for long.
+            peer.seen = now;
+            peer.lease = Some(now + LEASE);
+            self.next = Some(self.next.map_or(now + LEASE, |next| next.min(now + LEASE)));
+        } else if let Ok(back) = u32::try_from(peer.number - number) {
+            peer.heard |= 1_u64.checked_shl(back).unwrap_or(0);
+        }
+        let peer = &self.peers[place.index() - 1];
+        let word =
+            Word { place, number, lives: peer.lease.is_some(), since_start: peer.since_start };
+        Some((word, taken))
+    }
+
+    /// The place of a proxy that another speaks of, with the place that it took from a third.
+    pub(crate) fn introduce(
+        &mut self,
+        id: ProxyId,
+        now: Instant,
+    ) -> Option<(Place, Option<Place>)> {
+        self.place(id, false, now)
+    }
+
+    /// All that are known, with their places.
+    pub(crate) fn all(&self) -> impl Iterator<Item = (Place, ProxyId)> {
+        (1..).map(Place).zip(self.peers.iter().map(|peer| peer.id))
+    }
+
+    /// Who has a place.
+    pub(crate) fn id(&self, place: Place) -> Option<ProxyId> {
+        self.peers.get(place.index().checked_sub(1)?).map(|peer| peer.id)
+    }
+
+    /// Takes the lease of one that was silent for too long, and says which. To be called until it
+    /// says none.
+    pub(crate) fn expire(&mut self, now: Instant) -> Option<Place> {
+        if self.next.is_none_or(|next| now < next) {
+            return None;
+        }
+        let ends = |peer: &Peer| peer.lease.is_some_and(|end| end <= now);
+        if let Some(at) = self.peers.iter().position(ends) {
+            self.peers[at].lease = None;
+            return u8::try_from(at + 1).ok().map(Place);
+        }
+        self.next = self.peers.iter().filter_map(|peer| peer.lease).min();
+        None
+    }
+
+    /// When somebody's lease may end.
+    pub(crate) const fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// How many are alive.
+    pub(crate) fn alive(&self) -> usize {
+        self.peers.iter().filter(|peer| peer.lease.is_some()).count()
+    }
+
+    /// The last sign of life of any.
+    pub(crate) fn last_seen(&self) -> Option<Instant> {
+        self.peers.iter().filter(|peer| peer.number > 0).map(|peer| peer.seen).max()
+    }
+
+    /// Words that were never heard, though later ones were.
+    pub(crate) const fn missed(&self) -> u64 {
+        self.missed
+    }
+
+    fn place(&mut self, id: ProxyId, first: bool, now: Instant) -> Option<(Place, Option<Place>)> {
+        let place = |at: usize| u8::try_from(at + 1).ok().map(Place);
+        if let Some(at) = self.peers.iter().position(|peer| peer.id == id) {
+            return Some((place(at)?, None));
+        }
+        // What came before the first word heard is not missed: a snapshot tells it.
+        let heard = u64::MAX;
+        let peer = Peer { id, number: 0, heard, lease: None, seen: now, since_start: first };
+        if self.peers.len() < PEERS_MAX {
+            self.peers.push(peer);
+            return Some((place(self.peers.len() - 1)?, None));
+        }
+        let dead = self.peers.iter().enumerate().filter(|(_, peer)| peer.lease.is_none());
+        let (at, _) = dead.min_by_key(|(_, peer)| peer.seen)?;
+        self.peers[at] = peer;
+        Some((place(at)?, place(at)))
+    }
+}
+
+/// The oldest request of a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Oldest {
+    pub(crate) sent: Instant,
+    pub(crate) uncached: i64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Theirs {
+    place: Place,
+    /// Of the word that said it.
+    number: u64,
+    in_flight: u32,
+    queued: i64,
+    resident: i64,
+    oldest: Option<Oldest>,
+    last_first: Instant,
+}
+
+/// What other proxies have in hand at one backend. Sums are made anew for each question: there are
+/// few proxies, and no sum can drift.
+#[derive(Debug, Default)]
+pub(crate) struct Others {
+    theirs: Vec<Theirs>,
+}
+
+impl Others {
+    /// A proxy's word; an older one than the last changes nothing.
+    pub(crate) fn hear(&mut self, place: Place, number: u64, said: &InHand, now: Instant) {
+        let theirs = Theirs {
+            place,
+            number,
+            in_flight: said.in_flight,
+            queued: said.queued.max(0),
+            resident: said.resident.max(0),
+            oldest: said.head.map(|Head { age, uncached }| Oldest {
+                sent: now - age,
+                uncached: uncached.clamp(0, said.queued.max(0)),
+            }),
+            last_first: said.first_token_age.map_or(Instant::START, |age| now - age),
+        };
+        match self.theirs.iter_mut().find(|known| known.place == place) {
+            Some(known) if known.number < number => *known = theirs,
+            Some(_) => {}
+            None => self.theirs.push(theirs),
+        }
+    }
+
+    /// A proxy is gone, with all that it had in hand.
+    pub(crate) fn forget(&mut self, place: Place) {
+        self.theirs.retain(|theirs| theirs.place != place);
+    }
+
+    pub(crate) fn queued(&self) -> i64 {
+        self.theirs.iter().fold(0, |sum, theirs| sum.saturating_add(theirs.queued))
+    }
+
+    pub(crate) fn resident(&self) -> i64 {
+        self.theirs.iter().fold(0, |sum, theirs| sum.saturating_add(theirs.resident))
+    }
+
+    pub(crate) fn in_flight(&self) -> u32 {
+        self.theirs.iter().fold(0, |sum, theirs| sum.saturating_add(theirs.in_flight))
+    }
+
+    /// The oldest of all requests without a first token, where `own` is ours. A backend takes them
+    /// in the order in which they come, whoever sent them.
+    pub(crate) fn oldest(&self, own: Option<Oldest>) -> Option<Oldest> {
+        self.theirs.iter().filter_map(|theirs| theirs.oldest).chain(own).min()
+    }
+
+    /// The last of all first tokens, where `own` is the last of ours.
+    pub(crate) fn last_first(&self, own: Instant) -> Instant {
+        self.theirs.iter().map(|theirs| theirs.last_first).fold(own, Instant::max)
+    }
+
+    /// What each has in hand: requests, queued and resident thousandths.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (Place, [i64; 3])> {
+        self.theirs
+            .iter()
+            .map(|theirs| (theirs.place, [theirs.in_flight.into(), theirs.queued, theirs.resident]))
+    }
+}
+
+/// What proxies agree on of one backend.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) name: BackendName,
+    /// How often it was seen to lose its cache, by whomever.
+    generation: u32,
+    /// When another proxy told of the last time.
+    told: Option<Instant>,
+}
+
+impl Shared {
+    pub(crate) const fn new(name: BackendName) -> Self {
+        Self { name, generation: 0, told: None }
+    }
+
+    pub(crate) const fn generation(&self) -> u32 {
+        self.generation
+    }
+
+    /// It was seen to lose its cache. False if this is known already, by another proxy's word.
+    pub(crate) fn lost(&mut self, now: Instant) -> bool {
+        if self.told.take().is_some_and(|told| now < told + SAME_LOSS) {
+            return false;
+        }
+        self.cleared();
+        true
+    }
+
+    /// Its cache was cleared by a request that passed here, of which nobody else knows.
+    pub(crate) fn cleared(&mut self) {
+        self.generation = self.generation.saturating_add(1);
+    }
+
+    /// Another proxy knows of so many losses; says whether that is news.
+    pub(crate) fn told(&mut self, generation: u32, now: Instant) -> bool {
+        let news = generation > self.generation;
+        if news {
+            self.generation = generation;
+            self.told = Some(now);
+        }
+        news
+    }
+}
+
+impl Fleet {
+    /// Another proxy says this of a backend; `None` for the word if it is a page of a snapshot.
+    pub(crate) fn hear(&mut self, id: BackendId, about: &About, word: Option<Word>, now: Instant) {
+        let Some(backend) = super::find(&mut self.backends, id) else { return };
+        if let (Some(word), Some(in_hand)) = (word.filter(|word| word.lives), &about.in_hand) {
+            backend.load.others.hear(word.place, word.number, in_hand, now);
+        }
+        let lost = backend.shared.told(about.generation, now);
+        let current = about.generation == backend.shared.generation();
+        let Some(index) = &mut self.index else { return };
+        if lost {
+            index.wipe(id);
+        }
+        // The counter first: what was placed is stamped by a clock that counts it.
+        if let Some(Word { place, since_start, .. }) = word {
+            let tokens = about.inserted_tokens;
+            if since_start {
+                index.merge_whole_counter(id, place.index(), tokens, now);
+            } else {
+                index.merge_counter(id, place.index(), tokens, now);
+            }
+        }
+        if let Some(clock) = &about.clock {
+            index.merge_clock(id, Place::FORGOTTEN.index(), clock.inserted_tokens, now);
+        }
+        for placed in about.placed.iter().filter(|_| current) {
+            for &chunk in &placed.chunks {
+                index.merge(Fact { backend: id, chunk, stamp: placed.stamp });
+            }
+        }
+    }
+
+    /// Another proxy says what a third has inserted at a backend.
+    pub(crate) fn hear_counter(&mut self, id: BackendId, of: Place, tokens: u64, now: Instant) {
+        if let Some(index) = &mut self.index {
+            index.merge_counter(id, of.index(), tokens, now);
+        }
+    }
+
+    /// A place is another proxy's from now on.
+    pub(crate) fn replace_proxy(&mut self, taken: Option<Place>) {
+        if let (Some(place), Some(index)) = (taken, &mut self.index) {
+            index.replace_proxy(place.index(), Place::FORGOTTEN.index());
+        }
+    }
+}

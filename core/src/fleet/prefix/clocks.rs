@@ -1,0 +1,81 @@
+//! Clocks: how far each proxy has moved a backend's clock on.
+//!
+//! A clock is the sum of what proxies inserted, each of which counts by itself: counters merge by
+//! the greater number, and their sum cannot run ahead by hearing twice. Does not know who these
+//! proxies are.
+
+use super::PrefixIndex;
+use crate::fleet::BackendId;
+use crate::time::Instant;
+
+impl PrefixIndex {
+    /// Another proxy's word, or an older one of this proxy: it has inserted so many tokens there
+    /// so far. Proxies from 64 on are not heard.
+    pub fn merge_counter(
+        &mut self,
+        backend: BackendId,
+        proxy: usize,
+        inserted_tokens: u64,
+        now: Instant,
+    ) {
+        let known = self.counter(backend, proxy) > 0;
+        self.raise_counter(backend, proxy, inserted_tokens, known, now);
+    }
+
+    /// The same of a proxy that was listened to from its start, so that all it inserted is new.
+    pub fn merge_whole_counter(
+        &mut self,
+        backend: BackendId,
+        proxy: usize,
+        inserted_tokens: u64,
+        now: Instant,
+    ) {
+        self.raise_counter(backend, proxy, inserted_tokens, true, now);
+    }
+
+    /// Another proxy's word: all proxies together inserted so many tokens there. What is missing
+    /// to that here counts as inserted by `proxy`, who stands for all that are not known.
+    pub fn merge_clock(&mut self, backend: BackendId, proxy: usize, tokens: u64, now: Instant) {
+        let missing = tokens.saturating_sub(self.clock(backend));
+        let counter = self.counter(backend, proxy).saturating_add(missing);
+        self.raise_counter(backend, proxy, counter, false, now);
+    }
+
+    /// Tokens a proxy has inserted at a backend, as far as is known.
+    pub fn counter(&self, backend: BackendId, proxy: usize) -> u64 {
+        let counters = self.slot(backend).map(|at| &self.counters[at]);
+        counters.and_then(|counters| counters.get(proxy)).copied().unwrap_or(0)
+    }
+
+    /// Tokens inserted at a backend, by all proxies together.
+    pub fn clock(&self, backend: BackendId) -> u64 {
+        self.slot(backend).map_or(0, |at| self.caches[at].inserted())
+    }
+
+    /// A proxy's number is given to another, which has inserted nothing yet. What the former one
+    /// inserted counts as inserted by `heir`: clocks never go back.
+    pub fn replace_proxy(&mut self, proxy: usize, heir: usize) {
+        for counters in &mut self.counters {
+            let left = counters.get_mut(proxy).map_or(0, core::mem::take);
+            if let Some(counter) = counters.get_mut(heir) {
+                *counter = counter.saturating_add(left);
+            }
+        }
+    }
+
+    fn raise_counter(
+        &mut self,
+        backend: BackendId,
+        proxy: usize,
+        tokens: u64,
+        known: bool,
+        now: Instant,
+    ) {
+        let Some(at) = self.slot(backend) else { return };
+        let Some(counter) = self.counters[at].get_mut(proxy) else { return };
+        let more = tokens.saturating_sub(*counter);
+        *counter += more;
+        self.caches[at].hear(more, known, now);
+        self.look(at);
+    }
+}
