@@ -40,6 +40,7 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         } else {
             0
         },
+        proxy: None,
     };
     let limits = Limits {
         body_bytes_max: server.max_body,

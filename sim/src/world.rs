@@ -3,12 +3,13 @@
 //! Owns the order of events and who tells whom; what a server does is [`vllm`](crate::vllm)'s, who
 //! is chosen is a [`Router`]'s. Everything follows from the [`Setup`]: same setup, same events.
 //!
-//! Proxies do not hear of each other: each knows what it sent itself. Facts that proxies exchange
-//! would be events of their own here, delivered to every other proxy after a delay.
+//! Proxies hear of each other by a [`Network`], if there is one: each word comes to every other
+//! proxy after a delay.
 
 mod clients;
 mod events;
 mod manner;
+mod network;
 mod outcome;
 mod router;
 mod setup;
@@ -17,8 +18,9 @@ mod tests;
 
 pub use clients::Clients;
 pub use manner::{Manner, Tells};
+pub use network::Network;
 pub use outcome::{Fate, Outcome, Record};
-pub use router::{Answer, Ask, End, Live, Router, Server};
+pub use router::{Answer, Ask, Counts, End, Live, Router, Server, Word};
 pub use setup::{Change, Fault, Setup};
 
 use crate::checks;
@@ -26,8 +28,11 @@ use crate::policies::of_name;
 use crate::vllm::{Event as Said, Job, Options, Vllm};
 use clients::Client;
 use events::{Events, Kind};
+use network::{Letter, Post};
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
+use vllm_proxy_core::engine::Link;
 use vllm_proxy_core::route::Failure;
 use vllm_proxy_core::time::{Duration, Instant};
 
@@ -46,6 +51,7 @@ pub(crate) struct World<'a> {
     pub(crate) records: Vec<Record>,
     clients: Vec<Client>,
     events: Events,
+    post: Post,
     /// Requests that came and did not end.
     pub(crate) open: BTreeSet<usize>,
     /// Those of them that are at a server.
@@ -119,6 +125,7 @@ impl<'a> World<'a> {
             records: vec![Record::default(); count],
             clients: clients.collect(),
             events: Events::new(setup.servers.len(), proxies.len()),
+            post: Post::new(setup.seed),
             open: BTreeSet::new(),
             live: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -129,9 +136,20 @@ impl<'a> World<'a> {
         for (index, fault) in setup.faults.iter().enumerate() {
             world.events.push(fault.at, Kind::Fault, index);
         }
+        let cuts = setup.network.iter().flat_map(|network| &network.cuts);
+        for at in [Instant::START].into_iter().chain(cuts.flat_map(|&(from, until)| [from, until]))
+        {
+            if setup.network.is_some() && at != Instant::FAR {
+                world.events.push(at, Kind::Link, 0);
+            }
+        }
         for proxy in 0..world.proxies.len() {
-            if setup.checked {
+            if setup.checked && setup.network.is_none() {
+                // What other proxies tell is in no recount of one's own.
                 world.proxies[proxy].watch();
+            }
+            if setup.network.is_some() {
+                world.proxies[proxy].share(proxy);
             }
             world.proxies[proxy].start(world.servers.len(), Instant::START);
             world.drain(proxy);
@@ -165,6 +183,13 @@ impl<'a> World<'a> {
                 if self.proxies[which].poll_timeout().is_some_and(|at| at <= self.now) {
                     self.proxies[which].handle_timeout(&self.servers, self.now);
                     self.drain(which);
+                }
+            }
+            Kind::Link => self.link(),
+            Kind::Hear => {
+                if let Some(Letter { to, word }) = self.post.arrive(which) {
+                    self.proxies[to].hear(&word, self.now);
+                    self.drain(to);
                 }
             }
             Kind::Leave => self.leave(which),
@@ -359,10 +384,40 @@ impl<'a> World<'a> {
         self.failed.remove(&id);
     }
 
-    /// Answers a proxy's probes and notes when it wants to be called.
+    /// The way between proxies is cut or whole: they notice, and tell what the others missed.
+    fn link(&mut self) {
+        let cut = self.setup.network.as_ref().is_some_and(|network| network.is_cut(self.now));
+        for proxy in 0..self.proxies.len() {
+            self.proxies[proxy].link(if cut { Link::Lost } else { Link::Whole }, self.now);
+            self.drain(proxy);
+            if !cut && self.now > Instant::START {
+                for word in self.proxies[proxy].snapshot() {
+                    self.tell(proxy, word);
+                }
+            }
+        }
+    }
+
+    /// Sends a proxy's word to all others.
+    fn tell(&mut self, proxy: usize, word: Word) {
+        let Some(network) = &self.setup.network else { return };
+        let word = Rc::new(word);
+        for to in (0..self.proxies.len()).filter(|&to| to != proxy) {
+            for at in self.post.times(network, self.now).into_iter().flatten() {
+                let letter = Letter { to, word: Rc::clone(&word) };
+                let number = self.post.send(letter);
+                self.events.push(at, Kind::Hear, number);
+            }
+        }
+    }
+
+    /// Answers a proxy's probes, passes on its words and notes when it wants to be called.
     fn drain(&mut self, proxy: usize) {
         while let Some(server) = self.proxies[proxy].poll_probe() {
             self.proxies[proxy].probed(server, &self.servers, self.now);
+        }
+        while let Some(word) = self.proxies[proxy].poll_word() {
+            self.tell(proxy, word);
         }
         self.events.wake_proxy(proxy, self.proxies[proxy].poll_timeout());
     }

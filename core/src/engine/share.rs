@@ -171,7 +171,7 @@ impl Engine {
     /// A sum of all that proxies tell each other, as far as it is known here: the same for all that
     /// heard everything, however they heard it. Looks at the whole index: for tests, and for
     /// checks that may take their time.
-    pub fn state_hash(&self) -> u64 {
+    pub fn shared_hash(&self) -> u64 {
         let Some(sharing) = &self.sharing else { return 0 };
         let name = |id| self.fleet.backend(id).map_or(0, |backend| backend.shared.name.0);
         let placed = self.fleet.index.as_ref().map_or(0, |index| index.state_hash(name));

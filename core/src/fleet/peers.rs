@@ -201,7 +201,7 @@ struct Theirs {
 
 /// What other proxies have in hand at one backend. Sums are made anew for each question: there are
 /// few proxies, and no sum can drift.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Others {
     theirs: Vec<Theirs>,
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use vllm_proxy_sim::policies::{self, Named};
 use vllm_proxy_sim::report::Bounds;
 use vllm_proxy_sim::trace::{Bursts, Kind, MOONCAKE_BLOCK, Workload, generate};
-use vllm_proxy_sim::world::{Clients, Setup};
+use vllm_proxy_sim::world::{Clients, Network, Setup};
 
 /// Requests that are made up, unless told otherwise.
 const MADE_UP: usize = 6_000;
@@ -83,12 +83,26 @@ pub(crate) struct Args {
     #[arg(skip)]
     pub(super) policies: Vec<&'static Named>,
 
-    /// Proxies that do not hear of each other; each request comes to one of them
+    /// Proxies, which tell each other what they do; each request comes to one of them
+    ///
+    /// Of policies that are not this proxy's engine, only the counts of requests and tokens in
+    /// flight are shared.
     #[arg(
-        long, value_name = "N", default_value_t = 1, value_parser = count_to(64),
+        long, value_name = "N", default_value_t = 1, value_parser = count_to(63),
         help_heading = "What is compared"
     )]
     pub(super) proxies: usize,
+
+    /// Milliseconds until a proxy hears what another told
+    #[arg(
+        long, value_name = "MS", default_value_t = 1.0, value_parser = milliseconds,
+        help_heading = "What is compared"
+    )]
+    lag: f64,
+
+    /// Proxies cannot hear each other, and know that
+    #[arg(long, conflicts_with = "lag", help_heading = "What is compared")]
+    isolated: bool,
 
     #[command(flatten)]
     servers: Servers,
@@ -247,6 +261,7 @@ impl Args {
                 ..Clients::default()
             },
             faults: self.servers.faults(workload.span()),
+            network: (self.proxies > 1).then(|| self.network()),
             seed: self.seed,
             ..Setup::new(self.servers.options(*backends, workload), workload)
         }
@@ -256,6 +271,13 @@ impl Args {
         let Fleet { backends, workload, .. } = fleet;
         let all = self.servers.memory(*backends);
         Bounds { pool: workload.hits_of_one_cache(all), inf: workload.hits_of_one_cache(u64::MAX) }
+    }
+
+    fn network(&self) -> Network {
+        if self.isolated {
+            return Network::none();
+        }
+        Network::with_lag(Duration::from_micros((self.lag * 1_000.0).round() as u64))
     }
 
     pub(super) fn gpu(&self) -> &str {
@@ -293,6 +315,11 @@ pub(super) fn count_to(most: usize) -> impl Fn(&str) -> Result<usize, String> + 
 pub(super) fn positive(text: &str) -> Result<f64, &'static str> {
     let rate = text.parse().ok().filter(|rate: &f64| *rate > 0.0 && *rate <= 1e6);
     rate.ok_or("a number above 0")
+}
+
+fn milliseconds(text: &str) -> Result<f64, &'static str> {
+    let lag = text.parse().ok().filter(|lag: &f64| (0.0..=60_000.0).contains(lag));
+    lag.ok_or("a number from 0 to 60000")
 }
 
 fn part(text: &str) -> Result<f64, &'static str> {

@@ -2,13 +2,13 @@
 
 use super::fingerprint;
 use super::watch::Watch;
-use crate::world::{Answer, Ask, End, Live, Router, Server};
+use crate::world::{Answer, Ask, End, Live, Router, Server, Word};
 use core::net::{Ipv4Addr, SocketAddr};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use vllm_proxy_core::config::{Config, Policy};
-use vllm_proxy_core::engine::{Engine, Input, Output};
+use vllm_proxy_core::engine::{Engine, Input, Link, Output, Page};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
 use vllm_proxy_core::route::{
     Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who, Work,
@@ -42,7 +42,11 @@ pub struct Told {
 /// A proxy with a real engine in it.
 #[derive(Debug)]
 pub struct Proxy {
+    config: Config,
+    seed: u64,
     engine: Engine,
+    /// What it wants others to hear.
+    words: VecDeque<Word>,
     tickets: BTreeMap<u64, Ticket>,
     /// Servers to be asked how they are, and by which id the engine knows them.
     probes: VecDeque<usize>,
@@ -66,7 +70,10 @@ impl Proxy {
         let index_memory = if policy == Policy::CacheAware { bytes } else { 0 };
         let config = Config { policy, upstreams: 1, index_memory, ..Config::default() };
         Self {
-            engine: Engine::new(config, seed, Instant::START),
+            engine: Engine::new(config.clone(), seed, Instant::START),
+            config,
+            seed,
+            words: VecDeque::new(),
             tickets: BTreeMap::new(),
             probes: VecDeque::new(),
             ids: Vec::new(),
@@ -128,6 +135,7 @@ impl Proxy {
                     self.ids[server] = Some(backend);
                     self.probes.push_back(server);
                 }
+                Output::Tell(update) => self.words.push_back(Word::Update(update)),
                 Output::Forget(_) | Output::Load(..) => {}
             }
         }
@@ -145,6 +153,37 @@ impl Proxy {
 }
 
 impl Router for Proxy {
+    fn share(&mut self, proxy: usize) {
+        self.config.proxy = Some(proxy as u64);
+        self.engine = Engine::new(self.config.clone(), self.seed, Instant::START);
+    }
+
+    fn link(&mut self, link: Link, now: Instant) {
+        self.engine.handle(Input::Link(link), now);
+        self.drain();
+    }
+
+    fn poll_word(&mut self) -> Option<Word> {
+        self.words.pop_front()
+    }
+
+    fn hear(&mut self, word: &Word, now: Instant) {
+        if let Word::Update(update) = word {
+            self.engine.handle(Input::Heard(update), now);
+            self.drain();
+        }
+    }
+
+    fn snapshot(&self) -> Vec<Word> {
+        let mut words = Vec::new();
+        let mut next = Some(Page::FIRST);
+        while let Some((update, after)) = next.and_then(|page| self.engine.snapshot(page)) {
+            words.push(Word::Update(update));
+            next = after;
+        }
+        words
+    }
+
     fn watch(&mut self) {
         self.watch.begin();
     }

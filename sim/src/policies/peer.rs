@@ -3,8 +3,9 @@
 //! Knows at once who is down, which flatters other routers: how they find out is not compared here.
 
 use crate::vllm::{Gauges, Usage};
-use crate::world::{Answer, Ask, End, Router, Server};
-use std::collections::BTreeMap;
+use crate::world::{Answer, Ask, Counts, End, Router, Server, Word};
+use std::collections::{BTreeMap, VecDeque};
+use vllm_proxy_core::engine::Link;
 use vllm_proxy_core::route::Failure;
 use vllm_proxy_core::time::{Duration, Instant};
 
@@ -79,6 +80,14 @@ pub struct Peer<P> {
     held: BTreeMap<u64, Held>,
     candidates: Vec<Candidate>,
     next_reading: Instant,
+    /// Its number among proxies, if they share their counts.
+    proxy: Option<usize>,
+    number: u64,
+    words: VecDeque<Word>,
+    /// The last word of each other proxy on each server, with its number. Counts are shared, and
+    /// nothing else: what servers hold is known exactly by those who ask, and what a policy learned
+    /// or remembers is its own.
+    others: BTreeMap<(usize, usize), (u64, Counts)>,
 }
 
 impl<P: Policy> Peer<P> {
@@ -91,6 +100,10 @@ impl<P: Policy> Peer<P> {
             held: BTreeMap::new(),
             candidates: Vec::new(),
             next_reading: Instant::START,
+            proxy: None,
+            number: 0,
+            words: VecDeque::new(),
+            others: BTreeMap::new(),
         }
     }
 
@@ -116,7 +129,15 @@ impl<P: Policy> Peer<P> {
                 } else {
                     0
                 };
-                self.candidates.push(Candidate { cached: u64::from(cached), ..*count });
+                let mut candidate = Candidate { cached: u64::from(cached), ..*count };
+                let here = (count.server, 0)..=(count.server, usize::MAX);
+                for (_, (_, theirs)) in self.others.range(here) {
+                    candidate.in_flight += theirs.in_flight;
+                    candidate.sent += theirs.sent;
+                    candidate.queued += theirs.queued;
+                    candidate.prompts += theirs.prompts;
+                }
+                self.candidates.push(candidate);
             }
         }
         if self.candidates.is_empty() || tried.len() >= ATTEMPTS_MAX {
@@ -130,6 +151,7 @@ impl<P: Policy> Peer<P> {
         count.sent += 1;
         count.queued += uncached;
         count.prompts += prompt;
+        self.tell(chosen.server);
         self.policy.sent(ask, chosen.server, now);
         tried.push(chosen.server);
         self.held
@@ -154,12 +176,44 @@ impl<P: Policy> Peer<P> {
         if held.waits {
             count.queued -= held.uncached;
         }
+        self.tell(held.server);
         self.policy.over(id, usage, now);
         held.tried
+    }
+
+    /// Tells the others what is counted at a server.
+    fn tell(&mut self, server: usize) {
+        let Some(proxy) = self.proxy else { return };
+        let Candidate { in_flight, sent, queued, prompts, .. } = self.counts[server];
+        let counts = Counts { server, in_flight, sent, queued, prompts };
+        self.number += 1;
+        self.words.push_back(Word::Counts { proxy, number: self.number, counts });
     }
 }
 
 impl<P: Policy> Router for Peer<P> {
+    fn share(&mut self, proxy: usize) {
+        self.proxy = Some(proxy);
+    }
+
+    fn link(&mut self, link: Link, _now: Instant) {
+        if link == Link::Lost {
+            self.others.clear();
+        }
+    }
+
+    fn poll_word(&mut self) -> Option<Word> {
+        self.words.pop_front()
+    }
+
+    fn hear(&mut self, word: &Word, _now: Instant) {
+        let Word::Counts { proxy, number, counts } = word else { return };
+        let known = self.others.entry((counts.server, *proxy)).or_default();
+        if known.0 < *number {
+            *known = (*number, *counts);
+        }
+    }
+
     fn start(&mut self, servers: usize, _now: Instant) {
         let count = |server| Candidate { server, ..Candidate::default() };
         self.counts = (0..servers).map(count).collect();
@@ -181,7 +235,9 @@ impl<P: Policy> Router for Peer<P> {
             && held.waits
         {
             held.waits = false;
-            self.counts[held.server].queued -= held.uncached;
+            let server = held.server;
+            self.counts[server].queued -= held.uncached;
+            self.tell(server);
         }
         self.policy.first_byte(id, now);
     }

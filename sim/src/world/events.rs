@@ -13,8 +13,12 @@ pub(super) enum Kind {
     Server,
     /// Something happens to a server.
     Fault,
+    /// The way between proxies is cut or whole again.
+    Link,
     /// A proxy wanted to be called.
     Proxy,
+    /// A proxy hears a word of another.
+    Hear,
     /// A client leaves.
     Leave,
     /// A proxy is asked again about a request.
@@ -69,8 +73,14 @@ impl Events {
         match kind {
             Kind::Server if self.servers[which] == Some(at) => self.servers[which] = None,
             Kind::Proxy if self.proxies[which] == Some(at) => self.proxies[which] = None,
-            Kind::Server | Kind::Proxy | Kind::Fault | Kind::Leave | Kind::Again | Kind::Sample => {
-            }
+            Kind::Server
+            | Kind::Fault
+            | Kind::Link
+            | Kind::Proxy
+            | Kind::Hear
+            | Kind::Leave
+            | Kind::Again
+            | Kind::Sample => {}
         }
         Some((at, kind, which))
     }

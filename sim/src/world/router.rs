@@ -3,6 +3,8 @@
 use super::Manner;
 use crate::trace::Request;
 use crate::vllm::{self, Vllm};
+use vllm_proxy_core::engine::Link;
+use vllm_proxy_core::fleet::Update;
 use vllm_proxy_core::route::{Failure, Usage};
 use vllm_proxy_core::time::Instant;
 
@@ -92,8 +94,58 @@ impl End {
     }
 }
 
+/// What one proxy tells the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// What the engine tells.
+    Update(Update),
+    /// What other routers may be supposed to share: their counts of one server.
+    Counts {
+        /// Who tells it.
+        proxy: usize,
+        /// Counts the words of this proxy.
+        number: u64,
+        /// What it counted there.
+        counts: Counts,
+    },
+}
+
+/// What one proxy counts at a server.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Its number.
+    pub server: usize,
+    /// Requests sent there and not over.
+    pub in_flight: u32,
+    /// Requests ever sent there.
+    pub sent: u64,
+    /// Prompt tokens to be computed there of requests without a first token.
+    pub queued: u64,
+    /// Prompt tokens, cached or not, of requests sent there and not over.
+    pub prompts: u64,
+}
+
 /// A proxy, reduced to its decisions.
 pub trait Router {
+    /// There are others, and this is its number among them. Said before all else.
+    fn share(&mut self, _proxy: usize) {}
+
+    /// How it stands with the way to the others.
+    fn link(&mut self, _link: Link, _now: Instant) {}
+
+    /// What it wants the others to hear.
+    fn poll_word(&mut self) -> Option<Word> {
+        None
+    }
+
+    /// What another one said.
+    fn hear(&mut self, _word: &Word, _now: Instant) {}
+
+    /// All that it knows and others may have missed.
+    fn snapshot(&self) -> Vec<Word> {
+        Vec::new()
+    }
+
     /// All that it does is going to be checked.
     fn watch(&mut self) {}
 

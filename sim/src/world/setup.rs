@@ -1,6 +1,6 @@
 //! Setup: everything that a run follows from.
 
-use super::{Clients, Manner};
+use super::{Clients, Manner, Network};
 use crate::trace::Workload;
 use crate::vllm::Options;
 use vllm_proxy_core::time::{Duration, Instant};
@@ -46,6 +46,8 @@ pub struct Setup<'a> {
     pub clients: Clients,
     /// What happens to servers.
     pub faults: Vec<Fault>,
+    /// How proxies hear of each other; `None`: not at all, and they do not know of each other.
+    pub network: Option<Network>,
     /// For all chance in it.
     pub seed: u64,
     /// Whether to check all that must hold after each event, which takes long.
@@ -61,6 +63,7 @@ impl<'a> Setup<'a> {
             workload,
             clients: Clients::default(),
             faults: Vec::new(),
+            network: None,
             seed: 1,
             checked: false,
         }

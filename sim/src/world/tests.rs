@@ -276,3 +276,72 @@ fn the_engine_never_takes_a_server_that_costs_more(
     assert_eq!(told.decisions, 600);
     assert!(regretted.contains(&told.regretted) && told.regret_max <= regret_max, "{told:?}");
 }
+
+fn through(setup: &Setup<'_>, name: &str, proxies: usize, network: Network) -> Outcome {
+    let setup = Setup { network: Some(network), ..setup.clone() };
+    run_named(&setup, name, proxies)
+}
+
+/// Where each request went last.
+fn servers(outcome: &Outcome) -> Vec<Option<usize>> {
+    outcome.records.iter().map(|one| one.server).collect()
+}
+
+#[rstest]
+#[case::tools(Kind::Tool)]
+#[case::conversations(Kind::Conversation)]
+#[case::one_prefix(Kind::Hot)]
+fn several_proxies_at_no_distance_are_as_one(#[case] kind: Kind) {
+    let workload = generate(kind, 400, 16.0, 1).at_rate(16.0);
+    let setup = setup(&workload, 4);
+    let one = run_named(&setup, "cache-aware", 1);
+    for proxies in [2, 5] {
+        let several = through(&setup, "cache-aware", proxies, Network::default());
+        assert_eq!(servers(&several), servers(&one), "{proxies} proxies");
+    }
+    let apart = through(&setup, "cache-aware", 4, Network::none());
+    assert_ne!(servers(&apart), servers(&one));
+}
+
+#[test]
+fn other_routers_share_their_counts() {
+    let workload = generate(Kind::Tool, 400, 16.0, 1).at_rate(16.0);
+    let setup = setup(&workload, 4);
+    let one = run_named(&setup, "loadaware-0.5", 1);
+    let shared = through(&setup, "loadaware-0.5", 3, Network::default());
+    assert_eq!(servers(&shared), servers(&one));
+    let apart = through(&setup, "loadaware-0.5", 3, Network::none());
+    assert_ne!(servers(&apart), servers(&one));
+}
+
+/// Whatever becomes of words, requests do not suffer.
+#[rstest]
+#[case::late_and_out_of_order(Network { jitter: Duration::from_secs(2), ..Network::default() })]
+#[case::lost(Network { lost: 0.5, ..Network::default() })]
+#[case::doubled(Network {
+    doubled: 1.0, jitter: Duration::from_millis(100), ..Network::default()
+})]
+#[case::cut(Network {
+    cuts: vec![
+        (Instant::from_millis(2_000), Instant::from_millis(9_000)),
+        (Instant::from_millis(12_000), Instant::from_millis(12_500)),
+    ],
+    ..Network::with_lag(Duration::from_millis(10))
+})]
+fn no_network_is_so_bad_that_a_request_fails(#[case] network: Network) {
+    let workload = generate(Kind::Tool, 300, 16.0, 2).at_rate(16.0);
+    let mut setup = setup(&workload, 4);
+    setup.clients = Clients { streaming: 0.7, leaving: 0.1, sigma: 0.2 };
+    let fault = |secs: u64, change| Fault {
+        at: Instant::START + Duration::from_secs(secs),
+        server: 1,
+        change,
+    };
+    setup.faults = vec![fault(5, Change::Down), fault(10, Change::Up)];
+    for name in ["cache-aware", "llmd-affinity"] {
+        let outcome = through(&setup, name, 3, network.clone());
+        assert_eq!(count(&outcome, Fate::Refused), 0, "{name}");
+        assert!(count(&outcome, Fate::Done) >= 240, "{name}");
+        assert_eq!(outcome, through(&setup, name, 3, network.clone()), "{name}");
+    }
+}

@@ -173,7 +173,7 @@ impl Net {
     }
 
     fn hashes(&self) -> Vec<u64> {
-        self.rigs.iter().map(|rig| rig.engine.state_hash()).collect()
+        self.rigs.iter().map(|rig| rig.engine.shared_hash()).collect()
     }
 
     #[track_caller]
@@ -605,7 +605,7 @@ fn nobody_is_told_anything_by_one_that_does_not_share() {
     let about = Vec::from([About { in_hand: Some(in_hand), ..About::of(backend, 7) }]);
     let update = Update { proxy: ProxyId(1), number: 1, about };
     assert_eq!(alone.handle(Input::Heard(&update)), []);
-    assert_eq!((alone.engine.company(), alone.engine.state_hash()), (Company::default(), 0));
+    assert_eq!((alone.engine.company(), alone.engine.shared_hash()), (Company::default(), 0));
     assert!(alone.engine.snapshot(Page::FIRST).is_none());
     alone.finish(route.ticket);
 }

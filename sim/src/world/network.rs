@@ -1,0 +1,87 @@
+//! The way from proxy to proxy: late, unreliable, or cut.
+//!
+//! Owns what is on its way. Does not know what it says.
+
+use super::Word;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use vllm_proxy_core::rng::Rng;
+use vllm_proxy_core::time::{Duration, Instant};
+
+/// How proxies hear of each other.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Network {
+    /// How long every word takes.
+    pub lag: Duration,
+    /// How much longer it may take, by chance: later words may come before earlier ones.
+    pub jitter: Duration,
+    /// The part of all words that is lost.
+    pub lost: f64,
+    /// The part of those that come twice.
+    pub doubled: f64,
+    /// From when to when nobody hears anybody, one after another; proxies know. Afterwards each
+    /// tells the others all that it knows.
+    pub cuts: Vec<(Instant, Instant)>,
+}
+
+impl Network {
+    /// Every word comes after this time, once and in order.
+    pub fn with_lag(lag: Duration) -> Self {
+        Self { lag, ..Self::default() }
+    }
+
+    /// Nobody ever hears anybody.
+    pub fn none() -> Self {
+        Self { cuts: vec![(Instant::START, Instant::FAR)], ..Self::default() }
+    }
+
+    /// Whether it is cut.
+    pub(super) fn is_cut(&self, now: Instant) -> bool {
+        self.cuts.iter().any(|&(from, until)| from <= now && now < until)
+    }
+}
+
+/// A word on its way to one proxy.
+#[derive(Clone, Debug)]
+pub(super) struct Letter {
+    pub(super) to: usize,
+    pub(super) word: Rc<Word>,
+}
+
+/// What is on its way.
+#[derive(Debug)]
+pub(super) struct Post {
+    rng: Rng,
+    letters: BTreeMap<usize, Letter>,
+    next: usize,
+}
+
+impl Post {
+    pub(super) const fn new(seed: u64) -> Self {
+        Self { rng: Rng::new(seed), letters: BTreeMap::new(), next: 0 }
+    }
+
+    /// When a word sent now comes: never, once or twice.
+    pub(super) fn times(&mut self, network: &Network, now: Instant) -> [Option<Instant>; 2] {
+        if network.is_cut(now) {
+            return [None; 2];
+        }
+        let mut chance =
+            |part: f64| part > 0.0 && (self.rng.below(1 << 32) as f64) < part * 2_f64.powi(32);
+        let (lost, doubled) = (chance(network.lost), chance(network.doubled));
+        let jitter = u64::try_from(network.jitter.as_micros()).unwrap_or(u64::MAX);
+        let mut time = || now + network.lag + Duration::from_micros(self.rng.below(jitter));
+        [(!lost).then(&mut time), (!lost && doubled).then(&mut time)]
+    }
+
+    /// Keeps a letter, under the number that is returned.
+    pub(super) fn send(&mut self, letter: Letter) -> usize {
+        self.letters.insert(self.next, letter);
+        self.next += 1;
+        self.next - 1
+    }
+
+    pub(super) fn arrive(&mut self, number: usize) -> Option<Letter> {
+        self.letters.remove(&number)
+    }
+}
