@@ -244,11 +244,11 @@ impl Engine {
         let Some(held) = self.tickets.get(&ticket.id()) else {
             return;
         };
-        if let Some(backend) = self.fleet.backend_mut(held.backend) {
-            backend.load.prefilled(held.dispatch, now);
-        }
-        let backend = held.backend;
-        self.fleet.answered(backend, held.sent, now);
+        let (backend, sent) = (held.backend, held.sent);
+        let known = self.fleet.backend_mut(backend);
+        let lesson = known.and_then(|known| known.load.prefilled(held.dispatch, now));
+        self.fleet.answered(backend, sent, now);
+        self.tell_lesson(backend, lesson);
         self.tell_of(backend);
     }
 

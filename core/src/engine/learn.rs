@@ -3,6 +3,7 @@
 //! Knows who keeps which estimate; how far one answer moves it is the estimate's own.
 
 use super::Engine;
+use crate::fleet::Lesson;
 use crate::route::{Held, Usage};
 use crate::time::Instant;
 
@@ -13,23 +14,24 @@ impl Engine {
             && let Some((_, model, _)) = self.fleet.model(name)
         {
             model.token_length.learn(held.prompt_bytes, usage.prompt);
+            self.tell_length(held, usage.prompt);
         }
         // Its tokens are in the cache now as well.
         if let Some(index) = &mut self.fleet.index {
             index.grew(held.backend, usage.completion, now);
         }
         let Some(cached) = usage.cached.map(|cached| cached.min(usage.prompt)) else { return };
-        let promise = held.promise;
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
             backend.window.told();
             backend.counts.cached_tokens = backend.counts.cached_tokens.saturating_add(cached);
-            backend.trust.learn(promise.tokens, cached, u64::from(promise.chunk_tokens));
         }
-        // More than was promised says that the cache is larger than believed only where a chunk was
-        // believed to be gone. Otherwise it is the answer before this turn, which nobody hashes.
-        let cached = if promise.had_more { cached } else { cached.min(promise.tokens) };
-        if let Some(index) = &mut self.fleet.index {
-            index.feedback(held.backend, promise.tokens, cached, promise.chunk_tokens);
-        }
+        let lesson = Lesson::Cached {
+            promised_tokens: held.promise.tokens,
+            cached_tokens: cached,
+            chunk_tokens: held.promise.chunk_tokens,
+            had_more: held.promise.had_more,
+        };
+        self.fleet.learn(held.backend, lesson);
+        self.tell_lesson(held.backend, Some(lesson));
     }
 }

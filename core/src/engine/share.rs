@@ -17,12 +17,14 @@
 
 use super::Engine;
 use crate::fleet::{
-    About, BackendId, BackendName, Clock, Fact, InHand, Peers, Place, Placed, PrefixIndex, ProxyId,
-    Update,
+    About, BackendId, BackendName, Clock, Fact, InHand, Lesson, Peers, Place, Placed, PrefixIndex,
+    PromptLength, ProxyId, Update,
 };
 use crate::rng::mix;
+use crate::route::{Held, Pool};
 use crate::time::{Duration, Instant, Wake};
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// How often a proxy says that it lives, and what it has in hand.
@@ -34,6 +36,10 @@ const BEAT_BACKENDS: usize = 256;
 /// Chunks that wait to be told: 512 KB. They only pile up where nobody drains the outputs; what
 /// does not fit is told by a snapshot or by its next use.
 const PLACED_MAX: usize = 1 << 16;
+
+/// Lessons that wait to be told, of each kind: one of each comes with a request, and few requests
+/// end between two drains.
+const LESSONS_MAX: usize = 64;
 
 /// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
 const PAGE_CLOCKS: usize = 64;
@@ -96,6 +102,8 @@ pub(super) struct Sharing {
     marked: BTreeSet<BackendId>,
     placed: Vec<Waiting>,
     placed_chunks: usize,
+    lessons: Vec<(BackendId, Lesson)>,
+    lengths: Vec<PromptLength>,
     /// Of the last update.
     number: u64,
     /// When this proxy was called last: ages are counted back from here.
@@ -118,6 +126,8 @@ impl Sharing {
             marked: BTreeSet::new(),
             placed: Vec::new(),
             placed_chunks: 0,
+            lessons: Vec::new(),
+            lengths: Vec::new(),
             number: 0,
             now,
             beat: now,
@@ -165,7 +175,8 @@ impl Engine {
                 (about.collect(), next.map(Part::Chunks))
             }
         };
-        Some((Update { proxy: sharing.own, number: 0, about }, next.map(Page)))
+        let update = Update { proxy: sharing.own, number: 0, about, lengths: Vec::new() };
+        Some((update, next.map(Page)))
     }
 
     /// A sum of all that proxies tell each other, as far as it is known here: the same for all that
@@ -212,6 +223,26 @@ impl Engine {
             generation: known.shared.generation(),
             placed: Placed { stamp, chunks: self.told[..count].into() },
         });
+    }
+
+    /// A request taught something of a backend.
+    pub(super) fn tell_lesson(&mut self, backend: BackendId, lesson: Option<Lesson>) {
+        if let (Some(sharing), Some(lesson)) = (&mut self.sharing, lesson)
+            && sharing.lessons.len() < LESSONS_MAX
+        {
+            sharing.marked.insert(backend);
+            sharing.lessons.push((backend, lesson));
+        }
+    }
+
+    /// A request had so many tokens.
+    pub(super) fn tell_length(&mut self, held: &Held, tokens: u64) {
+        if let (Some(sharing), Pool::Model(model)) = (&mut self.sharing, &held.pool)
+            && sharing.lengths.len() < LESSONS_MAX
+        {
+            let (model, bytes) = (Arc::clone(model), held.prompt_bytes);
+            sharing.lengths.push(PromptLength { model, bytes, tokens });
+        }
     }
 
     /// It is so late: who was silent for too long is gone, and it may be time to be heard.
@@ -272,8 +303,11 @@ impl Engine {
             let base = About::of(backend.shared.name, backend.shared.generation());
             let index = self.fleet.index.as_ref();
             let inserted_tokens = index.map_or(0, |index| index.counter(id, PrefixIndex::OWN));
-            about.push(About { in_hand, inserted_tokens, ..base });
+            let lessons = sharing.lessons.iter().filter(|(taught, _)| *taught == id);
+            let lessons = lessons.map(|(_, lesson)| *lesson).collect();
+            about.push(About { in_hand, inserted_tokens, lessons, ..base });
         }
+        sharing.lessons.clear();
         sharing.placed_chunks = 0;
         for Waiting { backend, generation, placed } in sharing.placed.drain(..) {
             let Some(backend) = self.fleet.backend(backend) else { continue };
@@ -285,7 +319,8 @@ impl Engine {
                 about.placed.push(placed);
             }
         }
-        Some(Update { proxy: sharing.own, number: sharing.number, about })
+        let lengths = core::mem::take(&mut sharing.lengths);
+        Some(Update { proxy: sharing.own, number: sharing.number, about, lengths })
     }
 
     /// Another proxy tells something.
@@ -303,6 +338,13 @@ impl Engine {
             self.fleet.replace_proxy(taken);
             Some(word)
         };
+        for PromptLength { model, bytes, tokens } in
+            update.lengths.iter().filter(|_| word.is_some_and(|word| word.new))
+        {
+            if let Some((_, model, _)) = self.fleet.model(model) {
+                model.token_length.learn(*bytes, *tokens);
+            }
+        }
         for about in &update.about {
             let Some(&id) = sharing.names.get(&about.backend) else { continue };
             for &(proxy, tokens) in about.clock.iter().flat_map(|clock| &clock.counters) {

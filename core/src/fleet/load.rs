@@ -5,8 +5,8 @@
 
 use crate::fleet::learned::Pace;
 use crate::fleet::peers::{Oldest, Others};
-use crate::fleet::update::{Head, InHand};
-use crate::time::Instant;
+use crate::fleet::update::{Head, InHand, Lesson};
+use crate::time::{Duration, Instant};
 use alloc::collections::{BTreeMap, BTreeSet};
 
 /// What a backend has in hand at one moment.
@@ -74,17 +74,25 @@ impl Load {
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    /// A request's first token came.
-    pub(crate) fn prefilled(&mut self, dispatch: u64, now: Instant) {
+    /// A request's first token came; says what that taught.
+    pub(crate) fn prefilled(&mut self, dispatch: u64, now: Instant) -> Option<Lesson> {
         self.expire(now);
         let oldest = self.others.oldest(self.oldest());
-        let Some(prefill) = self.leave(dispatch) else { return };
+        let prefill = self.leave(dispatch)?;
         // Of an answer in one piece, nobody saw the first token.
-        if oldest == Some(prefill.as_oldest()) && prefill.predicted.is_none() {
-            let since = prefill.sent.max(self.others.last_first(self.last_first));
-            self.pace.learn(prefill.uncached, now.since(since));
-        }
+        let tells = oldest == Some(prefill.as_oldest()) && prefill.predicted.is_none();
+        let since = prefill.sent.max(self.others.last_first(self.last_first));
         self.last_first = self.last_first.max(now);
+        tells.then(|| {
+            let (work, time) = (prefill.uncached, now.since(since));
+            self.pace.learn(work, time);
+            Lesson::Pace { work, time }
+        })
+    }
+
+    /// Another proxy saw so much prefilled in a while.
+    pub(crate) fn learn_pace(&mut self, work: i64, time: Duration) {
+        self.pace.learn(work, time);
     }
 
     /// How fast it prefills, as far as it was learned.

@@ -29,7 +29,9 @@ pub use load::Standing;
 pub(crate) use names::Lost;
 pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
-pub use update::{About, BackendName, Clock, Head, InHand, Placed, ProxyId, Update};
+pub use update::{
+    About, BackendName, Clock, Head, InHand, Lesson, Placed, PromptLength, ProxyId, Update,
+};
 
 use crate::rng::Rng;
 use crate::time::Instant;

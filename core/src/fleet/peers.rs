@@ -3,7 +3,7 @@
 //! Owns who is known and alive, what each has in hand at a backend, and how the fleet takes what
 //! they tell. Does not know how words come here.
 
-use crate::fleet::update::{About, BackendName, Head, InHand, ProxyId};
+use crate::fleet::update::{About, BackendName, Head, InHand, Lesson, ProxyId};
 use crate::fleet::{BackendId, Fact, Fleet};
 use crate::time::{Duration, Instant};
 use alloc::vec::Vec;
@@ -55,6 +55,8 @@ struct Peer {
 pub(crate) struct Word {
     pub(crate) place: Place,
     pub(crate) number: u64,
+    /// Whether it was not heard before. Of what is very late, nobody knows: it counts as heard.
+    pub(crate) new: bool,
     /// Whether what it says of its own load counts: it is alive.
     pub(crate) lives: bool,
     /// Whether all that it ever inserted was inserted while we listened.
@@ -84,7 +86,8 @@ impl Peers {
         let (place, taken) = self.place(id, number == 1, now)?;
         let peer = &mut self.peers[place.index() - 1];
         let ahead = number.saturating_sub(peer.number);
-        if ahead > 0 {
+        let mut new = ahead > 0;
+        if new {
             if peer.number > 0 {
                 // What leaves the window unheard is lost, or so late that it makes no difference.
                 let left = u32::try_from(ahead.min(64)).unwrap_or(64);
@@ -99,11 +102,13 @@ impl Peers {
             peer.lease = Some(now + LEASE);
             self.next = Some(self.next.map_or(now + LEASE, |next| next.min(now + LEASE)));
         } else if let Ok(back) = u32::try_from(peer.number - number) {
-            peer.heard |= 1_u64.checked_shl(back).unwrap_or(0);
+            let bit = 1_u64.checked_shl(back).unwrap_or(0);
+            new = bit & !peer.heard != 0;
+            peer.heard |= bit;
         }
         let peer = &self.peers[place.index() - 1];
         let word =
-            Word { place, number, lives: peer.lease.is_some(), since_start: peer.since_start };
+            Word { place, number, new, lives: peer.lease.is_some(), since_start: peer.since_start };
         Some((word, taken))
     }
 
@@ -309,6 +314,25 @@ impl Shared {
 }
 
 impl Fleet {
+    /// A request taught something of a backend, here or at another proxy.
+    pub(crate) fn learn(&mut self, id: BackendId, lesson: Lesson) {
+        let Some(backend) = super::find(&mut self.backends, id) else { return };
+        match lesson {
+            Lesson::Pace { work, time } => backend.load.learn_pace(work, time),
+            Lesson::Cached { promised_tokens, cached_tokens, chunk_tokens, had_more } => {
+                backend.trust.learn(promised_tokens, cached_tokens, u64::from(chunk_tokens));
+                // More than was promised says that the cache is larger than believed only where a
+                // chunk was believed to be gone. Otherwise it is the answer before this turn, which
+                // nobody hashes.
+                let cached_tokens =
+                    if had_more { cached_tokens } else { cached_tokens.min(promised_tokens) };
+                if let Some(index) = &mut self.index {
+                    index.feedback(id, promised_tokens, cached_tokens, chunk_tokens);
+                }
+            }
+        }
+    }
+
     /// Another proxy says this of a backend; `None` for the word if it is a page of a snapshot.
     pub(crate) fn hear(&mut self, id: BackendId, about: &About, word: Option<Word>, now: Instant) {
         let Some(backend) = super::find(&mut self.backends, id) else { return };
@@ -317,6 +341,9 @@ impl Fleet {
         }
         let lost = backend.shared.told(about.generation, now);
         let current = about.generation == backend.shared.generation();
+        if word.is_some_and(|word| word.new) && current {
+            about.lessons.iter().for_each(|&lesson| self.learn(id, lesson));
+        }
         let Some(index) = &mut self.index else { return };
         if lost {
             index.wipe(id);

@@ -16,6 +16,7 @@ use crate::fleet::Address;
 use crate::rng::mix;
 use crate::time::Duration;
 use alloc::string::ToString;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// One proxy among those that tell each other. Drawn by chance whenever a process starts, and never
@@ -54,6 +55,42 @@ pub struct Update {
     pub number: u64,
     /// What it tells, a backend each. None: only that it lives.
     pub about: Vec<About>,
+    /// What answers said of the length of prompts.
+    pub lengths: Vec<PromptLength>,
+}
+
+/// What an answer said of the length of its prompt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PromptLength {
+    /// The model's name.
+    pub model: Arc<str>,
+    /// Bytes of text.
+    pub bytes: u64,
+    /// Tokens.
+    pub tokens: u64,
+}
+
+/// What a request taught of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lesson {
+    /// How fast it prefills.
+    Pace {
+        /// Thousandths of a token that were computed, with nothing else before them,
+        work: i64,
+        /// and how long that took.
+        time: Duration,
+    },
+    /// How far its cache keeps what is promised of it.
+    Cached {
+        /// Tokens of a prompt that were believed to be cached.
+        promised_tokens: u64,
+        /// Those that were.
+        cached_tokens: u64,
+        /// Tokens of a chunk: no difference is smaller.
+        chunk_tokens: u32,
+        /// Whether it was believed to have dropped the chunk after those.
+        had_more: bool,
+    },
 }
 
 /// What an update says of one backend.
@@ -72,6 +109,8 @@ pub struct About {
     pub placed: Vec<Placed>,
     /// In a snapshot: where its clock stands.
     pub clock: Option<Clock>,
+    /// What requests there taught the teller.
+    pub lessons: Vec<Lesson>,
 }
 
 impl About {
@@ -84,6 +123,7 @@ impl About {
             inserted_tokens: 0,
             placed: Vec::new(),
             clock: None,
+            lessons: Vec::new(),
         }
     }
 }

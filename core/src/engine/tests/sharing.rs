@@ -2,7 +2,8 @@
 
 use super::*;
 use crate::fleet::{
-    About, BackendName, Fact, InHand, Placed, PrefixIndex, ProxyId, Standing, Update,
+    About, BackendName, Fact, InHand, Lesson, Placed, PrefixIndex, PromptLength, ProxyId, Standing,
+    Update,
 };
 use crate::rng::{Rng, mix};
 use crate::route::{Change, Echo};
@@ -603,7 +604,7 @@ fn nobody_is_told_anything_by_one_that_does_not_share() {
     let in_hand = InHand { in_flight: 50, queued: 9_000_000, ..InHand::default() };
     let backend = BackendName::of(&route.spec.address);
     let about = Vec::from([About { in_hand: Some(in_hand), ..About::of(backend, 7) }]);
-    let update = Update { proxy: ProxyId(1), number: 1, about };
+    let update = Update { proxy: ProxyId(1), number: 1, about, lengths: Vec::new() };
     assert_eq!(alone.handle(Input::Heard(&update)), []);
     assert_eq!((alone.engine.company(), alone.engine.shared_hash()), (Company::default(), 0));
     assert!(alone.engine.snapshot(Page::FIRST).is_none());
@@ -695,8 +696,20 @@ fn no_word_does_harm() {
             inserted_tokens: any(),
             placed: Vec::from([Placed { stamp: any() as u32, chunks: Vec::from([any(), any()]) }]),
             clock: Some(clock),
+            lessons: Vec::from([
+                Lesson::Pace { work: any().cast_signed(), time: age(any()) },
+                Lesson::Cached {
+                    promised_tokens: any(),
+                    cached_tokens: any(),
+                    chunk_tokens: any() as u32,
+                    had_more: any() % 2 == 0,
+                },
+            ]),
         };
-        let update = Update { proxy: ProxyId(any()), number: any(), about: Vec::from([about]) };
+        let length = PromptLength { model: Arc::from("m"), bytes: any(), tokens: any() };
+        let lengths = Vec::from([length]);
+        let about = Vec::from([about]);
+        let update = Update { proxy: ProxyId(any()), number: any(), about, lengths };
         net.hear(0, &update);
         net.send(0, &prompt(2, 3), true);
         net.finish(1);
@@ -718,7 +731,7 @@ fn more_proxies_than_there_are_places_are_no_harm() {
     let update = |proxy: u64, number| {
         let in_hand = InHand { in_flight: 1, ..InHand::default() };
         let about = About { in_hand: Some(in_hand), inserted_tokens: 160, ..About::of(backend, 0) };
-        Update { proxy: ProxyId(proxy), number, about: Vec::from([about]) }
+        Update { proxy: ProxyId(proxy), number, about: Vec::from([about]), lengths: Vec::new() }
     };
     for proxy in 1_000..1_100 {
         net.hear(0, &update(proxy, 1));
