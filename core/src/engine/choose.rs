@@ -7,7 +7,7 @@ use crate::config::Policy;
 use crate::fleet::{Backend, BackendId, TokenLength};
 use crate::route::{
     CHUNK_BYTES, Candidate, Decision, Doubt, Held, Pool, Promise, Question, Reason, Refusal,
-    RequestMeta, Retry, Route, Ticket, Tried, Who, Work, fastest, pick,
+    RequestMeta, Retry, Route, Ticket, Tried, Who, Work, fastest, favourite, first_unpopular, pick,
 };
 use crate::time::Instant;
 use crate::wire::answers::Answer;
@@ -201,7 +201,7 @@ impl Engine {
 
     /// Sends a request to the best backend that it was not sent to yet.
     pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
-        let (tried, policy) = (held.tried, self.config.policy);
+        let (tried, policy, cut_off) = (held.tried, self.config.policy, self.is_cut_off());
         let length = match held.pool.model() {
             Some(model) => self.fleet.token_length(model),
             None => TokenLength::default(),
@@ -233,11 +233,18 @@ impl Engine {
                 let fastest = fastest(
                     holders().filter_map(serving).map(|backend| backend.load.pace().nanos()),
                 );
+                let favourite = cut_off.then(|| {
+                    let eligible = || holders().filter_map(serving);
+                    let mut held_by: Vec<_> = eligible().map(matched).collect();
+                    let chunk = held.chunks.get(first_unpopular(&mut held_by))?;
+                    favourite(*chunk, eligible().map(|backend| (backend.id, backend.shared.name)))
+                });
+                let favourite = favourite.flatten();
                 let candidates = holders().filter_map(|id| {
                     let fresh = backends.fresh(id, now);
                     let backend = backends.find_mut(id)?;
-                    let cached = cached(backend);
-                    Some(Candidate { cached, fresh, ..candidate(backend, now)? })
+                    let (cached, favoured) = (cached(backend), favourite == Some(id));
+                    Some(Candidate { cached, fresh, favoured, ..candidate(backend, now)? })
                 });
                 let (chosen, mut reason) = pick(question(model.turn, fastest), candidates)?;
                 model.turn = Some(chosen);
@@ -355,5 +362,7 @@ fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
         cached: 0,
         fresh: 0,
         pace: backend.load.pace().nanos(),
+        name: backend.shared.name,
+        favoured: false,
     })
 }

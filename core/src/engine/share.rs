@@ -377,6 +377,11 @@ impl Engine {
         sharing.link = Some(link);
     }
 
+    /// Whether there are other proxies that cannot be heard.
+    pub(super) fn is_cut_off(&self) -> bool {
+        self.sharing.as_ref().is_some_and(|sharing| sharing.cut_off)
+    }
+
     fn placed(&self, facts: &[Fact]) -> Option<About> {
         let backend = self.fleet.backend(facts.first()?.backend)?;
         let same = |one: &Fact, other: &Fact| one.stamp == other.stamp;

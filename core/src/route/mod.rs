@@ -3,6 +3,7 @@
 //! Owns no state. [`Engine`](crate::engine::Engine) speaks these words to
 //! [`Exchange`](crate::exchange::Exchange); neither knows the other.
 
+mod favourite;
 mod held;
 mod pick;
 pub(crate) mod prompt;
@@ -10,6 +11,7 @@ mod score;
 mod several;
 
 pub use crate::wire::usage::Usage;
+pub(crate) use favourite::{favourite, first_unpopular};
 pub(crate) use held::{Held, Next, Pool, Promise, Tried};
 pub use pick::{Candidate, Question, pick};
 pub use prompt::{CHUNK_BYTES, CHUNKS_MAX, Fingerprint};

@@ -3,7 +3,7 @@
 //! Owns no state and allocates nothing; does not know why somebody is a candidate.
 
 use crate::config::Policy;
-use crate::fleet::{BackendId, Standing};
+use crate::fleet::{BackendId, BackendName, Standing};
 use crate::route::Reason;
 use crate::route::score::{Work, cost};
 
@@ -22,6 +22,10 @@ pub struct Candidate {
     pub fresh: u64,
     /// How long it takes for a token of a prompt, in nanoseconds.
     pub pace: i64,
+    /// What all proxies call it: ties are decided by this, alike by all of them.
+    pub name: BackendName,
+    /// Whether it is the one to which proxies send such prompts that cannot hear each other.
+    pub favoured: bool,
 }
 
 /// What the choice depends on, besides the candidates.
@@ -92,6 +96,8 @@ mod tests {
             cached: 0,
             fresh: 0,
             pace: 1,
+            name: BackendName(id.into()),
+            favoured: false,
         });
         let forwards = pick(question, candidates.clone());
         // The order of the candidates never matters.
@@ -119,6 +125,8 @@ mod tests {
             cached: 0,
             fresh: 0,
             pace: 1,
+            name: BackendName(id.into()),
+            favoured: false,
         });
         assert_eq!(pick(question, candidates.clone()), Some((BackendId(chosen), reason)));
         assert_eq!(pick(question, candidates.rev()), Some((BackendId(chosen), reason)));
@@ -185,6 +193,8 @@ mod tests {
                 cached: 0,
                 fresh: 0,
                 pace: 1,
+                name: BackendName(id.into()),
+                favoured: false,
             })
             .collect();
         assert_eq!(pick(question, all.into_iter()).map(|(_, reason)| reason), Some(reason));

@@ -36,14 +36,9 @@ fn prompt(number: u64, count: u64) -> Vec<u64> {
 impl Net {
     /// Proxies that are all there from the start.
     fn new(proxies: usize) -> Self {
-        Self::turned(proxies, 1)
-    }
-
-    /// The same; each discovered the backends in the order of the one before, turned by so many.
-    fn turned(proxies: usize, by: u16) -> Self {
         let mut net = Self { rigs: Vec::new(), open: Vec::new(), log: Vec::new(), way: Vec::new() };
         for proxy in 0..proxies {
-            net.join(proxy as u16 * by);
+            net.join(proxy as u16);
         }
         net.way.clear();
         for update in &net.log {
@@ -416,7 +411,7 @@ fn a_newcomer_chooses_as_all_others_do() {
     // What a backend computed lately is no part of a snapshot: it is forgotten in minutes.
     net.sleep(1_000_000);
     settle(&mut net, &mut Rng::new(1));
-    let late = net.join(0);
+    let late = net.join(3);
     assert_eq!(net.rigs[late].engine.company(), Company::default());
     net.snapshot(1, late);
     assert_eq!(net.rigs[late].engine.company().alive, 0, "a snapshot is no sign of life");
@@ -425,13 +420,13 @@ fn a_newcomer_chooses_as_all_others_do() {
     net.agree("with the newcomer");
     for number in 0..6 {
         let asked = prompt(number, 8);
-        let chosen = [0, late].map(|at| {
+        let chosen = [0, 1, late].map(|at| {
             let port = net.send(at, &asked, true);
             net.finish_all();
             net.arrive();
             port
         });
-        assert_eq!(chosen, [chosen[0]; 2], "{number}");
+        assert_eq!(chosen, [chosen[0]; 3], "{number}");
     }
 }
 
@@ -439,7 +434,7 @@ fn a_newcomer_chooses_as_all_others_do() {
 #[rstest]
 fn many_proxies_at_no_distance_are_as_one(#[values(2, 3, 7)] proxies: usize) {
     for seed in 0..6 {
-        let mut many = Net::turned(proxies, 0);
+        let mut many = Net::new(proxies);
         many.arrive();
         let mut one = Net::new(1);
         let mut rng = Rng::new(seed);
@@ -778,4 +773,85 @@ fn a_beat_comes_every_second_and_a_lease_ends_at_its_time() {
         assert_eq!(beat.about.len(), usize::from(BACKENDS), "with all loads");
     }
     assert_eq!(net.rigs[0].engine.company().alive, 0);
+}
+
+#[test]
+fn each_lesson_counts_once() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let asked = prompt(1, 40);
+    let port = net.send(0, &asked, true);
+    net.arrive();
+    net.sleep(100);
+    net.arrive();
+    net.first_byte(0);
+    let (_, route) = net.open.pop().expect("it was sent");
+    let usage = crate::route::Usage { prompt: 4_000, cached: Some(2_000), completion: 7 };
+    let now = net.rigs[0].now;
+    let outcome = Outcome::Done { status: 200, usage: Some(usage) };
+    net.rigs[0].engine.finish(route.ticket, outcome, now);
+    net.drain(0);
+    let told = net.way.clone();
+    net.arrive();
+    let pace = |net: &Net, at: usize| {
+        let backend = net.rigs[at].engine.fleet.backend(net.backend(at, port));
+        backend.expect("it is there").load.pace().nanos()
+    };
+    let length =
+        |net: &Net, at: usize| net.rigs[at].engine.fleet.token_length("m").work_of(1 << 20);
+    let learned = (pace(&net, 0), length(&net, 0));
+    assert!(learned.0 != 125_000 && learned.1 != 262_144_000, "{learned:?}");
+    assert_eq!((pace(&net, 1), length(&net, 1)), learned);
+    for (at, update) in told {
+        net.hear(at, &update);
+    }
+    assert_eq!((pace(&net, 1), length(&net, 1)), learned);
+}
+
+/// Where each of two proxies sends prompts that are new to both.
+fn agreed(net: &mut Net, from: u64) -> usize {
+    let alike = |number: &u64| {
+        let asked = prompt(1_000 + *number, 8);
+        let ports = [0, 1].map(|at| net.send(at, &asked, true));
+        net.finish_all();
+        net.way.clear();
+        ports[0] == ports[1]
+    };
+    (from..from + 40).filter(alike).count()
+}
+
+#[test]
+fn proxies_that_cannot_hear_each_other_send_alike_prompts_to_one_backend() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let cut = |net: &mut Net, link| (0..2).for_each(|at| net.tell(at, Input::Link(link)));
+    // Each has work of its own, of which the other does not know.
+    for number in 0..4 {
+        net.send(0, &prompt(number, 3), true);
+    }
+    net.way.clear();
+    let held: Vec<_> = net.open.drain(..).collect();
+    let apart = agreed(&mut net, 0);
+    cut(&mut net, Link::Lost);
+    let together = agreed(&mut net, 100);
+    assert!(together > 30 && apart < 25, "{together} against {apart} of 40");
+    cut(&mut net, Link::Whole);
+    assert!(!net.rigs[0].engine.is_cut_off());
+    // Who has heard nobody for long is alone, not cut off.
+    net.sleep(61_000);
+    cut(&mut net, Link::Lost);
+    assert!(!net.rigs[0].engine.is_cut_off());
+    net.open.extend(held);
+    net.finish_all();
+}
+
+#[test]
+fn who_never_heard_anybody_and_cannot_is_cut_off() {
+    let mut net = Net::new(1);
+    assert!(!net.rigs[0].engine.is_cut_off());
+    net.tell(0, Input::Link(Link::Lost));
+    assert!(net.rigs[0].engine.is_cut_off());
+    let mut alone = Rig::serving(1, &["m"]);
+    alone.handle(Input::Link(Link::Lost));
+    assert!(!alone.engine.is_cut_off());
 }
