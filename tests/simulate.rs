@@ -40,6 +40,22 @@ fn the_same_command_line_prints_the_same_bytes(#[case] arguments: &str) {
 }
 
 #[test]
+fn proxies_hear_each_other_after_a_while_or_never() {
+    let lines = |how: &str| {
+        let table =
+            printed(&format!("tool --requests 300 -n 4 --rate 3 --policy cache-aware {how}"));
+        table.lines().last().unwrap().to_owned()
+    };
+    let one = lines("");
+    assert_eq!(lines("--proxies 4 --lag 0"), one, "at no distance they are as one");
+    assert_eq!(lines("--proxies 4 --lag 1"), lines("--proxies 4"));
+    let late = lines("--proxies 4 --lag 2000");
+    let never = lines("--proxies 4 --isolated");
+    assert!(late != one && never != one && late != never);
+    assert_eq!(lines("--isolated"), one, "there is nobody to be heard");
+}
+
+#[test]
 fn a_table_has_a_line_for_each_policy() {
     let table = printed(&format!("{TRACE} --requests 100 --policy least-load,smg,least-load"));
     let lines: Vec<_> = table.lines().collect();
@@ -166,6 +182,8 @@ fn lengths_without_contents_will_do() {
 #[case::step("tool --step-ms 0", "`0` for --step-ms: ")]
 #[case::fault_in_the_smallest("tool -n 8,4 --fault down:4@1", "expected a server from 0 to 3")]
 #[case::fault_elsewhere("tool --fault down:8@50", "`8` for --fault: expected a server from 0 to 7")]
+#[case::lag("tool --lag 60001", "`60001` for --lag: ")]
+#[case::isolated("tool --lag 1 --isolated", "wrong use of --lag")]
 #[case::another_argument("tool hot", "unexpected argument")]
 #[case::global("tool -L xml", "`xml` for --log-format: ")]
 fn what_is_wrong_is_said_in_a_line(#[case] arguments: &str, #[case] expected: &str) {

@@ -381,3 +381,118 @@ impl Fleet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec::Vec;
+    use rstest::rstest;
+
+    fn at(millis: u64) -> Instant {
+        Instant::from_millis(millis)
+    }
+
+    /// Which of these words are news, and how many are missed in the end.
+    #[rstest]
+    #[case::in_order(&[1, 2, 3], &[1, 2, 3], 0)]
+    #[case::twice(&[1, 1, 2, 1, 2], &[1, 2], 0)]
+    #[case::late(&[1, 3, 2, 2, 3], &[1, 3, 2], 0)]
+    #[case::not_from_the_start(&[1_000, 999, 1_001], &[1_000, 1_001], 0)]
+    #[case::missed_for_sure(&[1, 3, 67], &[1, 3, 67], 1)]
+    #[case::late_within_the_window(&[1, 65, 2, 66], &[1, 65, 2, 66], 0)]
+    #[case::a_long_gap(&[1, 1_001, 500], &[1, 1_001], 936)]
+    #[case::as_far_as_can_be(&[1, u64::MAX, 1], &[1, u64::MAX], u64::MAX - 65)]
+    fn words_are_news_once(#[case] numbers: &[u64], #[case] news: &[u64], #[case] missed: u64) {
+        let mut peers = Peers::default();
+        let mut hear = |number: &&u64| {
+            let heard = peers.hear(ProxyId(7), **number, at(0));
+            heard.expect("there is room").0.new
+        };
+        let heard: Vec<u64> = numbers.iter().filter(&mut hear).copied().collect();
+        assert_eq!((&*heard, peers.missed()), (news, missed));
+    }
+
+    #[test]
+    fn leases_end_one_by_one() {
+        let mut peers = Peers::default();
+        for (proxy, millis) in [(1, 0), (2, 500), (3, 1_000), (1, 2_000)] {
+            let number = millis + 1;
+            let (word, _) = peers.hear(ProxyId(proxy), number, at(millis)).expect("there is room");
+            assert_eq!((u64::from(word.place.0), word.lives), (proxy, true));
+        }
+        let ended = |peers: &mut Peers, millis| {
+            core::iter::from_fn(|| peers.expire(at(millis))).collect::<Vec<_>>()
+        };
+        assert_eq!(ended(&mut peers, 3_499), []);
+        assert_eq!(ended(&mut peers, 3_500), [Place(2)]);
+        assert_eq!((peers.alive(), peers.next()), (2, Some(at(4_000))));
+        assert_eq!(ended(&mut peers, 9_000), [Place(1), Place(3)]);
+        assert_eq!((peers.alive(), peers.next()), (0, None));
+        // An old word is no sign of life, a new one is.
+        let old = peers.hear(ProxyId(1), 1_990, at(9_000)).expect("it has a place").0;
+        assert_eq!((old.new, old.lives, peers.alive()), (true, false, 0));
+        assert!(peers.hear(ProxyId(3), 1_002, at(9_000)).is_some_and(|(word, _)| word.lives));
+        assert_eq!((peers.last_seen(), peers.next()), (Some(at(9_000)), Some(at(12_000))));
+    }
+
+    #[test]
+    fn the_longest_dead_makes_room() {
+        let mut peers = Peers::default();
+        for proxy in 0..PEERS_MAX as u64 {
+            let (_, taken) = peers.hear(ProxyId(proxy), 1, at(proxy)).expect("there is room");
+            assert_eq!(taken, None);
+        }
+        assert_eq!(peers.hear(ProxyId(900), 1, at(100)), None, "all are alive");
+        while peers.expire(at(10_000)).is_some() {}
+        peers.hear(ProxyId(0), 2, at(10_000));
+        let (word, taken) = peers.hear(ProxyId(900), 1, at(10_000)).expect("there is room");
+        assert_eq!((word.place, taken), (Place(2), Some(Place(2))));
+        assert_eq!(peers.id(Place(2)), Some(ProxyId(900)));
+        assert_eq!(peers.id(Place::FORGOTTEN), None);
+        assert_eq!(peers.all().count(), PEERS_MAX);
+    }
+
+    #[test]
+    fn the_queue_is_one_with_the_oldest_head() {
+        let mut others = Others::default();
+        let said = |queued, head_age, first_age| InHand {
+            in_flight: 1,
+            queued,
+            resident: 3 * queued,
+            head: Some(Head { age: Duration::from_millis(head_age), uncached: queued }),
+            first_token_age: Some(Duration::from_millis(first_age)),
+        };
+        others.hear(Place(1), 5, &said(10, 300, 40), at(1_000));
+        others.hear(Place(2), 1, &said(20, 500, 70), at(1_000));
+        let oldest = |sent, uncached| Some(Oldest { sent: at(sent), uncached });
+        assert_eq!((others.queued(), others.resident(), others.in_flight()), (30, 90, 2));
+        assert_eq!(others.oldest(None), oldest(500, 20));
+        assert_eq!(others.oldest(oldest(400, 7)), oldest(400, 7));
+        assert_eq!(others.last_first(at(0)), at(960));
+        assert_eq!(others.last_first(at(990)), at(990));
+        // An older word changes nothing, and who has nothing in hand is still known.
+        others.hear(Place(1), 4, &said(77, 0, 0), at(1_000));
+        others.hear(Place(2), 2, &InHand::default(), at(1_000));
+        others.hear(Place(2), 1, &said(20, 500, 70), at(1_000));
+        assert_eq!((others.queued(), others.in_flight()), (10, 1));
+        assert_eq!(others.oldest(None), oldest(700, 10));
+        others.forget(Place(1));
+        assert_eq!((others.queued(), others.oldest(None)), (0, None));
+    }
+
+    #[test]
+    fn a_loss_is_counted_once_whoever_sees_it() {
+        let mut shared = Shared::new(BackendName(1));
+        assert!(shared.lost(at(0)));
+        assert!(!shared.told(1, at(0)), "that is known");
+        assert!(shared.told(2, at(1_000)));
+        assert!(!shared.lost(at(10_999)), "this is the one that was told of");
+        assert!(shared.lost(at(10_999)), "this is another");
+        assert!(shared.told(9, at(20_000)));
+        assert!(shared.lost(at(30_000)), "it is too long ago to be the same");
+        assert_eq!(shared.generation(), 10);
+        shared.told(u32::MAX, at(40_000));
+        shared.cleared();
+        assert_eq!(shared.generation(), u32::MAX);
+    }
+}
