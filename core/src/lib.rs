@@ -88,6 +88,10 @@
 //! [`Relay`](exchange::Output::Relay) says which part of it goes on. It keeps requests, within
 //! [`Limits`](config::Limits); of an answer it keeps what is listed in [`exchange`].
 //!
+//! **Invariant: what other proxies tell is rumour.** [`Update`](fleet::Update)s that come late,
+//! twice, in another order or not at all may worsen a choice and never fail a request. They
+//! introduce no backend and take none away.
+//!
 //! **Invariant: heads are sent from what was parsed,** never copied; what we do not understand we
 //! never forward.
 //!

@@ -23,8 +23,8 @@ pub(crate) fn first_unpopular(matched: &mut [usize]) -> usize {
     *chunks
 }
 
-/// The backend ranked first for a chunk, by a hash of both: every proxy ranks alike, and one backend
-/// more or less changes nothing among the others.
+/// The backend ranked first for a chunk, by a hash of both: every proxy ranks alike, and one
+/// backend more or less changes nothing among the others.
 pub(crate) fn favourite(
     chunk: u64,
     backends: impl Iterator<Item = (BackendId, BackendName)>,
