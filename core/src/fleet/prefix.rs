@@ -274,14 +274,16 @@ impl PrefixIndex {
     }
 
     /// Whether a backend of which [`matches`](Self::matches) says that it holds so many `leading`
-    /// chunks held more of them, and is believed to have dropped that since.
+    /// chunks held more of them, and is believed to have dropped that since: not so long ago that
+    /// it depends on sweeps whether that is still known.
     pub fn has_expired(&self, backend: BackendId, chunks: &[u64], leading: usize) -> bool {
         let Some(at) = self.slot(backend) else { return false };
         let Ok(slot) = u16::try_from(at) else { return false };
         let next = marks::reach(marks::count(leading) + 1) - 1;
         let Some(&chunk) = chunks.get(next) else { return false };
+        let view = self.views[at];
         self.entry(slot, chunk).is_some_and(|entry| {
-            entry.generation == self.views[at].generation && !self.is_valid(entry)
+            view.is_kept(entry.stamp, entry.generation) && !self.is_valid(entry)
         })
     }
 
