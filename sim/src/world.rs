@@ -143,13 +143,14 @@ impl<'a> World<'a> {
                 world.events.push(at, Kind::Link, 0);
             }
         }
+        if setup.network.is_some() {
+            // All are there before anyone says a word.
+            world.proxies.iter_mut().enumerate().for_each(|(at, proxy)| proxy.share(at));
+        }
         for proxy in 0..world.proxies.len() {
             if setup.checked && setup.network.is_none() {
                 // What other proxies tell is in no recount of one's own.
                 world.proxies[proxy].watch();
-            }
-            if setup.network.is_some() {
-                world.proxies[proxy].share(proxy);
             }
             world.proxies[proxy].start(world.servers.len(), Instant::START);
             world.drain(proxy);
@@ -389,12 +390,12 @@ impl<'a> World<'a> {
         let cut = self.setup.network.as_ref().is_some_and(|network| network.is_cut(self.now));
         for proxy in 0..self.proxies.len() {
             self.proxies[proxy].link(if cut { Link::Lost } else { Link::Whole }, self.now);
-            self.drain(proxy);
             if !cut && self.now > Instant::START {
                 for word in self.proxies[proxy].snapshot() {
                     self.tell(proxy, word);
                 }
             }
+            self.drain(proxy);
         }
     }
 
@@ -405,14 +406,27 @@ impl<'a> World<'a> {
         for to in (0..self.proxies.len()).filter(|&to| to != proxy) {
             for at in self.post.times(network, self.now).into_iter().flatten() {
                 let letter = Letter { to, word: Rc::clone(&word) };
+                if at == self.now {
+                    self.post.hand_over(letter);
+                    continue;
+                }
                 let number = self.post.send(letter);
                 self.events.push(at, Kind::Hear, number);
             }
         }
     }
 
-    /// Answers a proxy's probes, passes on its words and notes when it wants to be called.
+    /// Does what a proxy wants done. At no distance others hear of it before anything else happens.
     fn drain(&mut self, proxy: usize) {
+        self.serve(proxy);
+        while let Some(Letter { to, word }) = self.post.handed_over() {
+            self.proxies[to].hear(&word, self.now);
+            self.serve(to);
+        }
+    }
+
+    /// Answers a proxy's probes, passes on its words and notes when it wants to be called.
+    fn serve(&mut self, proxy: usize) {
         while let Some(server) = self.proxies[proxy].poll_probe() {
             self.proxies[proxy].probed(server, &self.servers, self.now);
         }

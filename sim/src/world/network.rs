@@ -3,7 +3,7 @@
 //! Owns what is on its way. Does not know what it says.
 
 use super::Word;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use vllm_proxy_core::rng::Rng;
 use vllm_proxy_core::time::{Duration, Instant};
@@ -54,11 +54,13 @@ pub(super) struct Post {
     rng: Rng,
     letters: BTreeMap<usize, Letter>,
     next: usize,
+    /// What takes no time, in order.
+    due: VecDeque<Letter>,
 }
 
 impl Post {
     pub(super) const fn new(seed: u64) -> Self {
-        Self { rng: Rng::new(seed), letters: BTreeMap::new(), next: 0 }
+        Self { rng: Rng::new(seed), letters: BTreeMap::new(), next: 0, due: VecDeque::new() }
     }
 
     /// When a word sent now comes: never, once or twice.
@@ -83,5 +85,14 @@ impl Post {
 
     pub(super) fn arrive(&mut self, number: usize) -> Option<Letter> {
         self.letters.remove(&number)
+    }
+
+    /// A letter that takes no time.
+    pub(super) fn hand_over(&mut self, letter: Letter) {
+        self.due.push_back(letter);
+    }
+
+    pub(super) fn handed_over(&mut self) -> Option<Letter> {
+        self.due.pop_front()
     }
 }
