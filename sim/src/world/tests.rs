@@ -331,7 +331,7 @@ fn other_routers_share_their_counts() {
 fn no_network_is_so_bad_that_a_request_fails(#[case] network: Network) {
     let workload = generate(Kind::Tool, 300, 16.0, 2).at_rate(16.0);
     let mut setup = setup(&workload, 4);
-    setup.clients = Clients { streaming: 0.7, leaving: 0.1, sigma: 0.2 };
+    setup.clients = Clients { streaming: 0.7, leaving: 0.1, sigma: 0.2, ..Clients::default() };
     let fault = |secs: u64, change| Fault {
         at: Instant::START + Duration::from_secs(secs),
         server: 1,
