@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
 use vllm_proxy_core::config::Policy;
-use vllm_proxy_core::fleet::{BackendId, PrefixIndex, Standing};
+use vllm_proxy_core::fleet::{BackendId, BackendName, PrefixIndex, Standing};
 use vllm_proxy_core::route::{Candidate, Failure, Question, Work, cost, fastest, pick};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_sim::policies::{Proxy, Told};
@@ -93,7 +93,9 @@ proptest! {
         let candidate = |id: u32, at: usize| {
             let (queued, resident, in_flight, cached, fresh, pace) = in_hand[at];
             let in_hand = Standing { queued, resident, in_flight };
-            Candidate { backend: BackendId(id), reluctance: 0, in_hand, cached, fresh, pace }
+            let (name, favoured) = (BackendName(id.into()), false);
+            let backend = BackendId(id);
+            Candidate { backend, reluctance: 0, in_hand, cached, fresh, pace, name, favoured }
         };
         let places = 0..in_hand.len();
         let fastest = fastest(in_hand.iter().map(|one| one.5));

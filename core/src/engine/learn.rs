@@ -22,7 +22,6 @@ impl Engine {
         }
         let Some(cached) = usage.cached.map(|cached| cached.min(usage.prompt)) else { return };
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
-            backend.window.told();
             backend.counts.cached_tokens = backend.counts.cached_tokens.saturating_add(cached);
         }
         let lesson = Lesson::Cached {

@@ -320,6 +320,7 @@ impl Fleet {
         match lesson {
             Lesson::Pace { work, time } => backend.load.learn_pace(work, time),
             Lesson::Cached { promised_tokens, cached_tokens, chunk_tokens, had_more } => {
+                backend.window.told();
                 backend.trust.learn(promised_tokens, cached_tokens, u64::from(chunk_tokens));
                 // More than was promised says that the cache is larger than believed only where a
                 // chunk was believed to be gone. Otherwise it is the answer before this turn, which
