@@ -234,7 +234,7 @@ impl Engine {
                     holders().filter_map(serving).map(|backend| backend.load.pace().nanos()),
                 );
                 let candidates = holders().filter_map(|id| {
-                    let fresh = backends.fresh(id, now);
+                    let fresh = backends.fresh(id);
                     let backend = backends.find_mut(id)?;
                     let cached = cached(backend);
                     Some(Candidate { cached, fresh, ..candidate(backend, now)? })
@@ -305,7 +305,7 @@ impl Engine {
         // A prompt that is being computed counts as cached: whoever comes next waits behind it.
         if let Some(index) = &mut self.fleet.index {
             let chunk_tokens = held.promise.chunk_tokens;
-            index.insert(held.backend, &held.chunks, chunk_tokens, now, &mut self.told);
+            index.insert(held.backend, &held.chunks, chunk_tokens, &mut self.told);
             self.told.clear();
         }
         let backend = self.fleet.backend_mut(held.backend)?;
