@@ -7,7 +7,6 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use vllm_proxy_core::fleet::{BackendId, Matches, PrefixIndex};
 use vllm_proxy_core::rng::{Rng, mix};
-use vllm_proxy_core::time::Instant;
 
 /// Counts what each thread asks for; tests run on threads of their own.
 struct Counting;
@@ -95,7 +94,7 @@ impl Bench {
         let random = BackendId(self.rng.below(backends) as u32);
         let backend = best.filter(|_| !stray && self.matches.longest() > 0).unwrap_or(random);
         self.told.clear();
-        self.index.insert(backend, &self.prompt, CHUNK_TOKENS, Instant::START, &mut self.told);
+        self.index.insert(backend, &self.prompt, CHUNK_TOKENS, &mut self.told);
     }
 }
 
@@ -118,7 +117,6 @@ fn the_budget_is_never_exceeded_and_nothing_is_allocated() {
         for round in 0..60 {
             let id = BackendId(round % 8);
             bench.prompt.clear();
-            let now = Instant::from_millis(u64::from(round) * 500);
             match round % 3 {
                 0 => {
                     // Of these all is kept, of the long one behind them a part.
@@ -134,9 +132,9 @@ fn the_budget_is_never_exceeded_and_nothing_is_allocated() {
                 _ => bench.draw(781),
             }
             bench.send(8);
-            bench.index.grew(id, u64::MAX, now);
+            bench.index.grew(id, u64::MAX);
             bench.index.feedback(id, 5, u64::MAX, CHUNK_TOKENS);
-            bench.index.merge_counter(id, (round % 70) as usize, 1_000, now);
+            bench.index.merge_counter(id, (round % 70) as usize, 1_000);
             facts.clear();
             bench.index.facts(bench.rng.next_u64(), &mut facts);
             facts.iter().for_each(|&fact| bench.index.merge(fact));
@@ -168,8 +166,7 @@ fn a_chunk_at_a_backend_takes_24_bytes() {
         chunks(prompt, 50, &mut bench.prompt);
         let backend = BackendId((prompt % 64) as u32);
         bench.told.clear();
-        let now = Instant::START;
-        bench.index.insert(backend, &bench.prompt, CHUNK_TOKENS, now, &mut bench.told);
+        bench.index.insert(backend, &bench.prompt, CHUNK_TOKENS, &mut bench.told);
         prompt += 1;
     }
     assert_eq!((bench.index.len(), bench.index.evicted()), (PAIRS, 0));

@@ -272,7 +272,7 @@ impl Engine {
             Outcome::Done { usage, .. } => {
                 self.fleet.answered(held.backend, held.sent, now);
                 if let Some(usage) = usage {
-                    self.learn(&held, usage, now);
+                    self.learn(&held, usage);
                 }
             }
             Outcome::Broken => self.fleet.failed(held.backend, now),

@@ -241,7 +241,7 @@ impl Engine {
                 });
                 let favourite = favourite.flatten();
                 let candidates = holders().filter_map(|id| {
-                    let fresh = backends.fresh(id, now);
+                    let fresh = backends.fresh(id);
                     let backend = backends.find_mut(id)?;
                     let (cached, favoured) = (cached(backend), favourite == Some(id));
                     Some(Candidate { cached, fresh, favoured, ..candidate(backend, now)? })
@@ -312,8 +312,7 @@ impl Engine {
         // A prompt that is being computed counts as cached: whoever comes next waits behind it.
         if let Some(index) = &mut self.fleet.index {
             let chunk_tokens = held.promise.chunk_tokens;
-            let inserted =
-                index.insert(held.backend, &held.chunks, chunk_tokens, now, &mut self.told);
+            let inserted = index.insert(held.backend, &held.chunks, chunk_tokens, &mut self.told);
             if let Some(inserted) = inserted {
                 self.tell_placed(held.backend, inserted.stamp);
             }

@@ -5,11 +5,10 @@
 use super::Engine;
 use crate::fleet::Lesson;
 use crate::route::{Held, Usage};
-use crate::time::Instant;
 
 impl Engine {
     /// An answer said what it cost.
-    pub(super) fn learn(&mut self, held: &Held, usage: Usage, now: Instant) {
+    pub(super) fn learn(&mut self, held: &Held, usage: Usage) {
         if let Some(name) = held.pool.model()
             && let Some((_, model, _)) = self.fleet.model(name)
         {
@@ -18,7 +17,7 @@ impl Engine {
         }
         // Its tokens are in the cache now as well.
         if let Some(index) = &mut self.fleet.index {
-            index.grew(held.backend, usage.completion, now);
+            index.grew(held.backend, usage.completion);
         }
         let Some(cached) = usage.cached.map(|cached| cached.min(usage.prompt)) else { return };
         if let Some(backend) = self.fleet.backend_mut(held.backend) {

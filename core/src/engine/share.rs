@@ -353,7 +353,7 @@ impl Engine {
                 }
                 let Some((place, taken)) = sharing.peers.introduce(proxy, now) else { continue };
                 self.fleet.replace_proxy(taken);
-                self.fleet.hear_counter(id, place, tokens, now);
+                self.fleet.hear_counter(id, place, tokens);
             }
             self.fleet.hear(id, about, word, now);
         }
@@ -402,6 +402,7 @@ impl Sharing {
         Clock {
             counters: counters.filter(|(_, tokens)| *tokens > 0).collect(),
             inserted_tokens: index.clock(backend),
+            fresh_tokens: index.fresh(backend),
         }
     }
 }

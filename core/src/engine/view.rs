@@ -47,7 +47,7 @@ impl Engine {
                 in_hand,
                 pending,
                 capacity: index.map_or(0, |index| index.capacity(backend.id)),
-                fresh: index.map_or(0, |index| index.fresh(backend.id, now)),
+                fresh: index.map_or(0, |index| index.fresh(backend.id)),
                 pace: backend.load.pace().nanos(),
                 kept: backend.trust.kept(),
             }

@@ -5,7 +5,6 @@
 use super::{Backend, PrefixIndex, find};
 use crate::fleet::BackendId;
 use crate::fleet::order::place;
-use crate::time::Instant;
 use alloc::vec::Vec;
 
 /// The backends alone, lent while a model is.
@@ -30,7 +29,7 @@ impl Backends<'_> {
     }
 
     /// Tokens that a backend has lately computed for the first time.
-    pub(crate) fn fresh(&self, id: BackendId, now: Instant) -> u64 {
-        self.index.map_or(0, |index| index.fresh(id, now))
+    pub(crate) fn fresh(&self, id: BackendId) -> u64 {
+        self.index.map_or(0, |index| index.fresh(id))
     }
 }

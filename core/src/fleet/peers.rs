@@ -353,13 +353,14 @@ impl Fleet {
         if let Some(Word { place, since_start, .. }) = word {
             let tokens = about.inserted_tokens;
             if since_start {
-                index.merge_whole_counter(id, place.index(), tokens, now);
+                index.merge_whole_counter(id, place.index(), tokens);
             } else {
-                index.merge_counter(id, place.index(), tokens, now);
+                index.merge_counter(id, place.index(), tokens);
             }
         }
         if let Some(clock) = &about.clock {
-            index.merge_clock(id, Place::FORGOTTEN.index(), clock.inserted_tokens, now);
+            index.merge_clock(id, Place::FORGOTTEN.index(), clock.inserted_tokens);
+            index.merge_fresh(id, clock.fresh_tokens);
         }
         for placed in about.placed.iter().filter(|_| current) {
             for &chunk in &placed.chunks {
@@ -369,9 +370,9 @@ impl Fleet {
     }
 
     /// Another proxy says what a third has inserted at a backend.
-    pub(crate) fn hear_counter(&mut self, id: BackendId, of: Place, tokens: u64, now: Instant) {
+    pub(crate) fn hear_counter(&mut self, id: BackendId, of: Place, tokens: u64) {
         if let Some(index) = &mut self.index {
-            index.merge_counter(id, of.index(), tokens, now);
+            index.merge_counter(id, of.index(), tokens);
         }
     }
 

@@ -26,19 +26,20 @@ mod matches;
 mod table;
 #[cfg(test)]
 mod tests;
+mod turnover;
 
 pub use matches::Matches;
 
 use crate::fleet::order::place;
 use crate::fleet::{BACKENDS_MAX, BackendId};
 use crate::rng::mix;
-use crate::time::Instant;
 use alloc::vec;
 use alloc::vec::Vec;
 use cache::{Cache, View, later};
 use keys::Keys;
 use matches::GROUP;
 use table::{Entry, Table};
+use turnover::Turnover;
 
 /// Proxies whose insertions are told apart, this one among them.
 const PROXIES_MAX: usize = 64;
@@ -101,6 +102,7 @@ pub struct PrefixIndex {
     /// By backend, ascending.
     slots: Vec<(BackendId, Slot)>,
     slots_max: usize,
+    turnover: Turnover,
 }
 
 impl PrefixIndex {
@@ -126,6 +128,7 @@ impl PrefixIndex {
             groups,
             slots: Vec::with_capacity(slots_max),
             slots_max,
+            turnover: Turnover::default(),
         }
     }
 
@@ -158,6 +161,7 @@ impl PrefixIndex {
         self.look(slot);
         let slot = Slot(u16::try_from(slot).ok()?);
         self.slots.insert(at, (backend, slot));
+        self.sum_up();
         Some(slot)
     }
 
@@ -167,6 +171,7 @@ impl PrefixIndex {
             self.wipe(backend);
             let slot = usize::from(self.slots.remove(at).1.0);
             self.groups[slot / GROUP] &= !(1 << (slot % GROUP));
+            self.sum_up();
         }
     }
 
@@ -186,6 +191,7 @@ impl PrefixIndex {
         let Some(slot) = self.slot(backend) else { return };
         self.caches[slot].set_capacity(tokens);
         self.look(slot);
+        self.sum_up();
     }
 
     /// Learns the capacity from what was `predicted` to be cached of a prompt and what was, in
@@ -223,7 +229,6 @@ impl PrefixIndex {
         backend: BackendId,
         chunks: &[u64],
         chunk_tokens: u32,
-        now: Instant,
         told: &mut Vec<u64>,
     ) -> Option<Inserted> {
         let at = self.slot(backend)?;
@@ -241,7 +246,7 @@ impl PrefixIndex {
             }
         }
         let tokens = (new_chunks as u64).saturating_mul(u64::from(chunk_tokens));
-        self.advance(at, tokens, now);
+        self.advance(at, tokens);
         let stamp = self.views[at].now;
         // All get the same stamp, the one after the last of them, so that they expire together: a
         // cache that drops a prompt's tail first keeps nothing that is any use without its head.
@@ -257,9 +262,9 @@ impl PrefixIndex {
 
     /// An answer added so many tokens to its backend's cache. Returns how many tokens this proxy
     /// has inserted there so far, to be told to others.
-    pub fn grew(&mut self, backend: BackendId, tokens: u64, now: Instant) -> Option<u64> {
+    pub fn grew(&mut self, backend: BackendId, tokens: u64) -> Option<u64> {
         let at = self.slot(backend)?;
-        self.advance(at, tokens, now);
+        self.advance(at, tokens);
         Some(self.counters[at][Self::OWN])
     }
 
@@ -287,9 +292,10 @@ impl PrefixIndex {
         })
     }
 
-    /// Tokens newly inserted at a backend by anyone, halved every 42 s.
-    pub fn fresh(&self, backend: BackendId, now: Instant) -> u64 {
-        self.slot(backend).map_or(0, |at| self.caches[at].fresh(now))
+    /// Tokens newly inserted at a backend by anyone, halved with each turnover of all caches. Who
+    /// has few of them loses the least by taking more.
+    pub fn fresh(&self, backend: BackendId) -> u64 {
+        self.slot(backend).map_or(0, |at| self.caches[at].fresh(self.turnover.step()))
     }
 
     /// Drops what can never be valid again among the next `count` places, 256 at most; returns how
@@ -397,8 +403,15 @@ impl PrefixIndex {
         }
     }
 
-    fn advance(&mut self, at: usize, tokens: u64, now: Instant) {
-        let counted = self.caches[at].advance(tokens, now);
+    /// A cache came, went, or said how large it is.
+    fn sum_up(&mut self) {
+        let caches = self.slots.iter().map(|(_, slot)| &self.caches[usize::from(slot.0)]);
+        self.turnover.set_room(caches.map(Cache::said));
+    }
+
+    fn advance(&mut self, at: usize, tokens: u64) {
+        let counted = self.caches[at].advance(tokens, self.turnover.step());
+        self.turnover.turn(counted);
         let own = &mut self.counters[at][Self::OWN];
         *own = own.saturating_add(counted);
         self.look(at);

@@ -172,6 +172,8 @@ pub struct Clock {
     pub counters: Vec<(ProxyId, u64)>,
     /// The sum of these, and of those by proxies that are forgotten by now.
     pub inserted_tokens: u64,
+    /// Those of them that count as new.
+    pub fresh_tokens: u64,
 }
 
 #[cfg(test)]

@@ -20,8 +20,11 @@ const TOKEN_BYTES: i64 = 4_000;
 const UNCACHED_MIN: i64 = 16_000;
 /// Only prompts with more thousandths of tokens to compute tell how fast a server is.
 const PACE_SAMPLE_MIN: i64 = 2_000_000;
-/// After so long tokens inserted count half: 60 s to fall to 1/e.
-const HALF_LIFE: Duration = Duration::from_secs(42);
+/// What tokens inserted lately count for is halved in so many steps, by the time that as many were
+/// inserted as all servers hold.
+const STEPS: i64 = 8;
+/// Millionths that are left after one step.
+const STEP_LEFT: i128 = 917_004;
 /// Tokens of a KV cache of which nothing is known.
 const KV_TOKENS: u64 = 400_000;
 
@@ -72,9 +75,8 @@ struct Backend {
     /// When prompts whose first token nobody sees are believed to be over.
     predicted: BTreeSet<(Instant, u64)>,
     last_first: Instant,
-    /// Tokens inserted lately, in thousandths, and when they were halved last.
+    /// Tokens inserted lately, in thousandths.
     inserted: i64,
-    halved: Instant,
     /// Nanoseconds a token.
     pace: i64,
     /// The part of promised tokens that was found in caches, of late, in thousandths.
@@ -110,6 +112,8 @@ pub struct Reference {
     token_bytes: i64,
     chunks: Vec<u64>,
     seed: u64,
+    /// Thousandths of tokens inserted anywhere since the last step.
+    turned: i64,
 }
 
 impl Backend {
@@ -122,7 +126,6 @@ impl Backend {
             predicted: BTreeSet::new(),
             last_first: Instant::START,
             inserted: 0,
-            halved: Instant::START,
             pace: PACE,
             kept: 1_000,
         }
@@ -151,14 +154,6 @@ impl Backend {
         }
         Some(prefill)
     }
-
-    fn lately(&mut self, now: Instant) -> i64 {
-        while now.since(self.halved) >= HALF_LIFE {
-            self.inserted /= 2;
-            self.halved = self.halved + HALF_LIFE;
-        }
-        self.inserted
-    }
 }
 
 impl Reference {
@@ -173,6 +168,7 @@ impl Reference {
             token_bytes: TOKEN_BYTES,
             chunks: Vec::new(),
             seed,
+            turned: 0,
         }
     }
 
@@ -202,6 +198,20 @@ impl Reference {
             saved = saved * self.backends[server].kept / 1_000;
         }
         ((self.estimate(bytes) - saved).max(UNCACHED_MIN), matched)
+    }
+
+    /// So many thousandths of tokens are new at a server.
+    fn insert(&mut self, server: usize, new: i64) {
+        self.turned += new;
+        let step = KV_TOKENS as i64 * 1_000 * self.backends.len() as i64 / STEPS;
+        self.backends[server].inserted += new;
+        while self.turned >= step {
+            self.turned -= step;
+            for one in &mut self.backends {
+                let left = i128::from(one.inserted) * STEP_LEFT / 1_000_000;
+                one.inserted = i64::try_from(left).unwrap_or(0);
+            }
+        }
     }
 
     fn start_capacity(&self) -> u64 {
@@ -238,8 +248,7 @@ impl Reference {
         let (fastest, slowest) = (paces().min().unwrap_or(PACE), paces().max().unwrap_or(PACE));
         let differ = slowest * 100 > fastest * 120;
         let backends = &mut self.backends;
-        let lately: Vec<_> =
-            candidates.iter().map(|one| backends[one.server].lately(now)).collect();
+        let lately: Vec<_> = candidates.iter().map(|one| backends[one.server].inserted).collect();
         let least = lately.iter().copied().min().unwrap_or(0);
         let key = self.chunks.first().copied().unwrap_or_else(|| mix(self.seed ^ ask.id));
         let rank = |(one, lately): (&Candidate, i64)| {
@@ -296,9 +305,8 @@ impl Policy for Reference {
         let new = chunk_tokens * (self.chunks.len() - matched) as i64;
         self.index.insert(server, &self.chunks, (new / 1_000) as u64);
         let prompt = self.estimate(ask.prompt_bytes);
+        self.insert(server, new);
         let backend = &mut self.backends[server];
-        backend.lately(now);
-        backend.inserted += new;
         let queued = backend.queue(now);
         let dispatch = self.dispatches;
         self.dispatches += 1;
@@ -335,7 +343,7 @@ impl Policy for Reference {
         backend.last_first = backend.last_first.max(now);
     }
 
-    fn over(&mut self, id: u64, usage: Option<Usage>, now: Instant) {
+    fn over(&mut self, id: u64, usage: Option<Usage>, _now: Instant) {
         let Some(held) = self.requests.remove(&id) else { return };
         let chunk_tokens = self.chunk_tokens();
         let backend = &mut self.backends[held.server];
@@ -351,8 +359,7 @@ impl Policy for Reference {
             // Rounded away from where it is, so that it gets all the way.
             backend.kept += (way + way.signum() * 15) / 16;
         }
-        backend.lately(now);
-        backend.inserted += i64::from(usage.completion) * 1_000;
+        self.insert(held.server, i64::from(usage.completion) * 1_000);
         self.index.insert(held.server, &[], u64::from(usage.completion));
         let sample = held.bytes as i64 * 1_000 / i64::from(usage.prompt.max(1));
         self.token_bytes += (sample.clamp(1_500, 8_000) - self.token_bytes) / 100;

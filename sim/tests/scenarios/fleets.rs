@@ -120,7 +120,7 @@ fn holders(rate: f64) -> (usize, f64) {
 #[test]
 fn a_prefix_that_all_ask_for_is_held_by_as_many_as_it_takes() {
     let [(few, _), (more, _), (all, busy)] = [0.1, 0.5, 5.0].map(holders);
-    assert!(few <= more && more <= all && all == 8, "{few} {more} {all}");
+    assert!(few <= more && more <= all && all == 8, "{few} {more} {all} {busy}");
     within(busy, [1.0, 1.3]);
 }
 

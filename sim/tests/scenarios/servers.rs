@@ -24,7 +24,7 @@ fn one_fails_and_returns_cold() {
 #[test]
 fn who_waits_at_one_that_fails_is_answered_by_another() {
     let scene = Scene::new(Kind::Conversation, 1.5).fault(50, 0, Change::Down);
-    let scene = scene.clients(Clients { streaming: 0.5, ..Clients::default() });
+    let scene = scene.clients(Clients { streaming: 0.2, ..Clients::default() });
     let outcome = scene.outcome(OURS);
     let lost = outcome.records.iter().filter(|one| one.fate != Fate::Done);
     assert!(lost.clone().all(|one| one.fate == Fate::Broken && one.first.is_some()));

@@ -3,8 +3,8 @@
 //! Owns its clock, which is ticked by tokens, its capacity, and how much of it is new. Does not
 //! know which chunks it holds.
 
+use super::turnover;
 use crate::fleet::BackendId;
-use crate::time::Instant;
 
 /// Tokens to one tick of a stamp. 32 bits of such ticks last for 68 billion tokens.
 const TICK: u64 = 16;
@@ -24,11 +24,9 @@ const MILLI: u64 = 1_000;
 const LEARNT_MIN: u64 = 100;
 const LEARNT_MAX: u64 = 2_000;
 
-/// What is new is halved every 42 s (tau = 60 s), in eight steps. They are taken at the same
-/// moments for all backends, so that taking one changes no order among them.
-const STEP_MICROS: u64 = 42_000_000 / 8;
-/// 2^32 times 2^(-k/8).
-const STEPS: [u64; 8] = [
+/// What is new is halved with each turnover, in steps. They are taken at the same moments for all
+/// backends, so that taking one changes no order among them. These are 2^32 times 2^(-k/8).
+const LEFT: [u64; turnover::STEPS as usize] = [
     0x1_0000_0000,
     0xeac0_c6e8,
     0xd744_fccb,
@@ -153,20 +151,24 @@ impl Cache {
 
     /// Tokens were inserted; says how many of them count. Beyond what the cache may hold at most
     /// more tokens push nothing more out, and would only wear out the clock.
-    pub(super) fn advance(&mut self, tokens: u64, now: Instant) -> u64 {
+    pub(super) fn advance(&mut self, tokens: u64, step: u64) -> u64 {
         let tokens = tokens.min(self.kept());
         self.inserted = self.inserted.saturating_add(tokens);
-        self.freshen(tokens, now);
+        self.freshen(tokens, step);
         tokens
     }
 
     /// Another proxy inserted so many tokens more; `known` if it is not heard of for the first
     /// time, when nobody can say how long ago they were inserted.
-    pub(super) fn hear(&mut self, tokens: u64, known: bool, now: Instant) {
+    /// Says how many of them count.
+    pub(super) fn hear(&mut self, tokens: u64, known: bool, step: u64) -> u64 {
         self.inserted = self.inserted.saturating_add(tokens);
-        if known {
-            self.freshen(tokens.min(self.kept()), now);
+        if !known {
+            return 0;
         }
+        let tokens = tokens.min(self.kept());
+        self.freshen(tokens, step);
+        tokens
     }
 
     /// The process is another one, with nothing in its cache.
@@ -175,11 +177,12 @@ impl Cache {
         self.fresh = 0;
     }
 
-    /// What is new, decayed until now.
-    pub(super) fn fresh(&self, now: Instant) -> u64 {
-        let steps = step(now).saturating_sub(self.step);
-        let halved = self.fresh.checked_shr(u32::try_from(steps / 8).unwrap_or(u32::MAX));
-        let share = u128::from(STEPS[(steps % 8) as usize]);
+    /// What is new, decayed until that step.
+    pub(super) fn fresh(&self, step: u64) -> u64 {
+        let steps = step.saturating_sub(self.step);
+        let halvings = u32::try_from(steps / turnover::STEPS).unwrap_or(u32::MAX);
+        let halved = self.fresh.checked_shr(halvings);
+        let share = u128::from(LEFT[(steps % turnover::STEPS) as usize]);
         u64::try_from((u128::from(halved.unwrap_or(0)) * share) >> 32).unwrap_or(u64::MAX)
     }
 
@@ -207,14 +210,25 @@ impl Cache {
         }
     }
 
+    /// What it says fits, or what is believed where it does not say.
+    pub(super) const fn said(&self) -> u64 {
+        self.start / 5 * 4
+    }
+
     /// The greatest capacity that can be learnt.
     const fn kept(&self) -> u64 {
         self.start * (LEARNT_MAX / 1_000)
     }
 
-    fn freshen(&mut self, tokens: u64, now: Instant) {
-        self.fresh = self.fresh(now).saturating_add(tokens);
-        self.step = self.step.max(step(now));
+    /// At that step at least so many tokens count as new.
+    pub(super) fn merge_fresh(&mut self, tokens: u64, step: u64) {
+        self.fresh = self.fresh(step).max(tokens.min(self.kept()));
+        self.step = self.step.max(step);
+    }
+
+    fn freshen(&mut self, tokens: u64, step: u64) {
+        self.fresh = self.fresh(step).saturating_add(tokens);
+        self.step = self.step.max(step);
     }
 }
 
@@ -225,10 +239,6 @@ const fn believed(tokens: u64) -> u64 {
     // simulation, twice of it 2 %.
     let more = tokens + tokens / 4;
     if more < CAPACITY_MAX { more } else { CAPACITY_MAX }
-}
-
-const fn step(now: Instant) -> u64 {
-    now.micros() / STEP_MICROS
 }
 
 #[cfg(test)]
@@ -305,10 +315,9 @@ mod tests {
         #[case] valid: bool,
     ) {
         let mut cache = cache(800);
-        let now = Instant::START;
-        cache.hear(stamped, false, now);
+        cache.hear(stamped, false, 0);
         let stamp = cache.view(0).now;
-        cache.hear(asked - stamped, false, now);
+        cache.hear(asked - stamped, false, 0);
         assert_eq!(cache.view(0).is_valid(stamp, 0), valid);
         assert!(!cache.view(1).is_valid(stamp, 0), "of another generation");
     }
@@ -328,7 +337,7 @@ mod tests {
         let mut small = cache(800);
         let mut large = cache(80_000);
         for cache in [&mut small, &mut large] {
-            cache.advance(512, Instant::START);
+            cache.advance(512, 0);
         }
         let (small, large) = (small.view(3), large.view(3));
         assert!(small.staleness(0, 3) > large.staleness(0, 3));
@@ -347,30 +356,30 @@ mod tests {
 
     #[rstest]
     #[case::now(0, 1_000)]
-    #[case::a_quarter(10_500, 840)]
-    #[case::a_half_life(42_000, 500)]
-    #[case::two(84_000, 250)]
-    #[case::long(420_000, 0)]
+    #[case::a_quarter(2, 840)]
+    #[case::a_half_life(8, 500)]
+    #[case::two(16, 250)]
+    #[case::long(80, 0)]
     #[case::ever(u64::MAX, 0)]
-    fn what_is_new_ages(#[case] millis: u64, #[case] fresh: u64) {
+    fn what_is_new_ages(#[case] step: u64, #[case] fresh: u64) {
         let mut cache = cache(80_000);
-        cache.advance(1_000, Instant::START);
-        assert_eq!(cache.fresh(Instant::from_millis(millis)), fresh);
+        cache.advance(1_000, 0);
+        assert_eq!(cache.fresh(step), fresh);
     }
 
     #[test]
     fn what_is_new_adds_up() {
         let mut cache = cache(80_000);
-        cache.advance(1_000, Instant::START);
-        cache.advance(1_000, Instant::from_millis(42_000));
-        assert_eq!(cache.fresh(Instant::from_millis(42_000)), 1_500);
-        // The clock does not go backwards here, either.
-        cache.advance(10, Instant::START);
-        assert_eq!(cache.fresh(Instant::from_millis(84_000)), 755);
-        cache.hear(1_000, false, Instant::FAR);
-        assert_eq!(cache.fresh(Instant::FAR), 0);
-        cache.hear(1_000, true, Instant::FAR);
-        assert_eq!(cache.fresh(Instant::FAR), 1_000);
-        assert_eq!(cache.advance(u64::MAX, Instant::FAR), 200_000);
+        cache.advance(1_000, 0);
+        cache.advance(1_000, 8);
+        assert_eq!(cache.fresh(8), 1_500);
+        // Steps do not go backwards here, either.
+        cache.advance(10, 0);
+        assert_eq!(cache.fresh(16), 755);
+        assert_eq!(cache.hear(1_000, false, u64::MAX), 0);
+        assert_eq!(cache.fresh(u64::MAX), 0);
+        assert_eq!(cache.hear(1_000, true, u64::MAX), 1_000);
+        assert_eq!(cache.fresh(u64::MAX), 1_000);
+        assert_eq!(cache.advance(u64::MAX, u64::MAX), 200_000);
     }
 }

@@ -6,39 +6,33 @@
 
 use super::PrefixIndex;
 use crate::fleet::BackendId;
-use crate::time::Instant;
 
 impl PrefixIndex {
     /// Another proxy's word, or an older one of this proxy: it has inserted so many tokens there
     /// so far. Proxies from 64 on are not heard.
-    pub fn merge_counter(
-        &mut self,
-        backend: BackendId,
-        proxy: usize,
-        inserted_tokens: u64,
-        now: Instant,
-    ) {
+    pub fn merge_counter(&mut self, backend: BackendId, proxy: usize, inserted_tokens: u64) {
         let known = self.counter(backend, proxy) > 0;
-        self.raise_counter(backend, proxy, inserted_tokens, known, now);
+        self.raise_counter(backend, proxy, inserted_tokens, known);
     }
 
     /// The same of a proxy that was listened to from its start, so that all it inserted is new.
-    pub fn merge_whole_counter(
-        &mut self,
-        backend: BackendId,
-        proxy: usize,
-        inserted_tokens: u64,
-        now: Instant,
-    ) {
-        self.raise_counter(backend, proxy, inserted_tokens, true, now);
+    pub fn merge_whole_counter(&mut self, backend: BackendId, proxy: usize, inserted_tokens: u64) {
+        self.raise_counter(backend, proxy, inserted_tokens, true);
     }
 
     /// Another proxy's word: all proxies together inserted so many tokens there. What is missing
     /// to that here counts as inserted by `proxy`, who stands for all that are not known.
-    pub fn merge_clock(&mut self, backend: BackendId, proxy: usize, tokens: u64, now: Instant) {
+    pub fn merge_clock(&mut self, backend: BackendId, proxy: usize, tokens: u64) {
         let missing = tokens.saturating_sub(self.clock(backend));
         let counter = self.counter(backend, proxy).saturating_add(missing);
-        self.raise_counter(backend, proxy, counter, false, now);
+        self.raise_counter(backend, proxy, counter, false);
+    }
+
+    /// Another proxy's word: so many tokens count as new there.
+    pub fn merge_fresh(&mut self, backend: BackendId, tokens: u64) {
+        if let Some(at) = self.slot(backend) {
+            self.caches[at].merge_fresh(tokens, self.turnover.step());
+        }
     }
 
     /// Tokens a proxy has inserted at a backend, as far as is known.
@@ -63,19 +57,13 @@ impl PrefixIndex {
         }
     }
 
-    fn raise_counter(
-        &mut self,
-        backend: BackendId,
-        proxy: usize,
-        tokens: u64,
-        known: bool,
-        now: Instant,
-    ) {
+    fn raise_counter(&mut self, backend: BackendId, proxy: usize, tokens: u64, known: bool) {
         let Some(at) = self.slot(backend) else { return };
         let Some(counter) = self.counters[at].get_mut(proxy) else { return };
         let more = tokens.saturating_sub(*counter);
         *counter += more;
-        self.caches[at].hear(more, known, now);
+        let counted = self.caches[at].hear(more, known, self.turnover.step());
+        self.turnover.turn(counted);
         self.look(at);
     }
 }

@@ -5,10 +5,8 @@ mod model;
 mod replicas;
 
 use super::*;
-use crate::time::Duration;
 use rstest::rstest;
 
-const NOW: Instant = Instant::START;
 const CHUNK_TOKENS: u32 = 128;
 
 /// An index with backends 0 to `backends - 1`, each of which believes in `capacity` tokens.
@@ -29,7 +27,7 @@ fn prompt(number: u64, count: u64) -> Vec<u64> {
 
 fn insert(index: &mut PrefixIndex, backend: u32, chunks: &[u64]) -> (Inserted, Vec<u64>) {
     let mut told = Vec::new();
-    let inserted = index.insert(BackendId(backend), chunks, CHUNK_TOKENS, NOW, &mut told);
+    let inserted = index.insert(BackendId(backend), chunks, CHUNK_TOKENS, &mut told);
     (inserted.expect("the backend has joined"), told)
 }
 
@@ -137,10 +135,10 @@ fn the_mark_behind_a_match_tells_whether_there_was_more() {
     insert(&mut index, 0, &chunks[..700]);
     let id = BackendId(0);
     assert!(!index.has_expired(id, &chunks, 696));
-    index.grew(id, 100_000, NOW);
+    index.grew(id, 100_000);
     // The first 600 are touched again, the others not.
     insert(&mut index, 0, &chunks[..600]);
-    index.grew(id, 40_000, NOW);
+    index.grew(id, 40_000);
     assert_eq!(leading(&index, 0, &chunks), 600);
     assert!(index.has_expired(id, &chunks, 600));
     assert!(!index.has_expired(id, &chunks, 696), "there was nothing");
@@ -161,7 +159,7 @@ fn what_was_not_touched_for_a_capacity_is_gone() {
     }
     assert_eq!(leading(&index, 0, &old), 10);
     // An answer takes room, too: 1,280 + 7 * 1,024 + 1,552 tokens came after `old`.
-    assert_eq!(index.grew(BackendId(0), 1_552, NOW), Some(11_280));
+    assert_eq!(index.grew(BackendId(0), 1_552), Some(11_280));
     assert_eq!(leading(&index, 0, &old), 0);
     assert_eq!(leading(&index, 0, &hot), 10);
     assert_eq!(leading(&index, 1, &old), 10, "another backend has a clock of its own");
@@ -185,7 +183,7 @@ fn capacity_decides_and_learns() {
     let mut index = index(1 << 20, 1, 10_000);
     let chunks = prompt(1, 10);
     insert(&mut index, 0, &chunks);
-    index.grew(BackendId(0), 9_800, NOW);
+    index.grew(BackendId(0), 9_800);
     assert_eq!(leading(&index, 0, &chunks), 10);
     index.feedback(BackendId(0), 1_280, 0, CHUNK_TOKENS);
     assert_eq!(index.capacity(BackendId(0)), 9_500);
@@ -196,7 +194,7 @@ fn capacity_decides_and_learns() {
         index.feedback(BackendId(0), 0, 1_000, CHUNK_TOKENS);
     }
     assert_eq!(leading(&index, 0, &chunks), 10);
-    index.grew(BackendId(0), 10_200, NOW);
+    index.grew(BackendId(0), 10_200);
     assert_eq!((sweep_all(&mut index), index.len()), (10, 0));
 }
 
@@ -213,7 +211,7 @@ fn a_wiped_backend_holds_nothing() {
         assert_eq!(leading(&index, backend, &chunks), leads);
     }
     assert_eq!(index.capacity(BackendId(1)), 100_000);
-    assert_eq!(index.fresh(BackendId(1), NOW), 0);
+    assert_eq!(index.fresh(BackendId(1)), 0);
     // What it holds afterwards counts, and its clock has gone on.
     let (inserted, told) = insert(&mut index, 1, &chunks[..5]);
     assert_eq!((inserted.inserted_tokens, told.len()), (1_920, 5));
@@ -258,33 +256,35 @@ fn nobody_is_told_of_backends_that_are_not_there() {
     let mut index = index(1 << 20, 1, 100_000);
     let (before, mut told) = (index.state_hash(hash_of), Vec::new());
     let stranger = BackendId(5);
-    assert_eq!(index.insert(stranger, &prompt(1, 3), CHUNK_TOKENS, NOW, &mut told), None);
-    assert_eq!(index.grew(stranger, 5, NOW), None);
+    assert_eq!(index.insert(stranger, &prompt(1, 3), CHUNK_TOKENS, &mut told), None);
+    assert_eq!(index.grew(stranger, 5), None);
     index.feedback(stranger, 5, 0, CHUNK_TOKENS);
     index.set_capacity(stranger, Some(5));
     index.merge(Fact { backend: stranger, chunk: 1, stamp: 1 });
-    index.merge_counter(stranger, 1, 5, NOW);
-    index.merge_counter(BackendId(0), PROXIES_MAX, 5, NOW);
+    index.merge_counter(stranger, 1, 5);
+    index.merge_counter(BackendId(0), PROXIES_MAX, 5);
     index.wipe(stranger);
     index.leave(stranger);
     assert_eq!((index.capacity(stranger), index.counter(stranger, 0)), (0, 0));
-    assert_eq!((index.fresh(stranger, NOW), index.len(), told.len()), (0, 0, 0));
+    assert_eq!((index.fresh(stranger), index.len(), told.len()), (0, 0, 0));
     assert_eq!(index.state_hash(hash_of), before);
 }
 
 #[test]
 fn what_is_new_counts_everybodys_tokens() {
-    let mut index = index(1 << 20, 1, 100_000);
+    let mut index = index(1 << 20, 2, 100_000);
     let backend = BackendId(0);
     insert(&mut index, 0, &prompt(1, 10));
     insert(&mut index, 0, &prompt(1, 10));
-    index.grew(backend, 20, NOW);
+    index.grew(backend, 20);
     // The first that is heard of a proxy may be a whole life's.
-    index.merge_counter(backend, 1, 50_000, NOW);
-    index.merge_counter(backend, 1, 50_100, NOW);
-    index.merge_counter(backend, 1, 50_050, NOW);
-    assert_eq!(index.fresh(backend, NOW), 1_400);
-    assert_eq!(index.fresh(backend, NOW + Duration::from_secs(42)), 700);
+    index.merge_counter(backend, 1, 50_000);
+    index.merge_counter(backend, 1, 50_100);
+    index.merge_counter(backend, 1, 50_050);
+    assert_eq!(index.fresh(backend), 1_400);
+    // As many as fit into both, of which one is said to have room for 80,000.
+    index.grew(BackendId(1), 160_000);
+    assert_eq!(index.fresh(backend), 700);
 }
 
 fn hash_of(backend: BackendId) -> u64 {

@@ -71,7 +71,7 @@ fn a_prompt_larger_than_the_cache(#[case] capacity: u64) {
         let held = if capacity == 0 { 0 } else { 200 };
         assert_eq!(leading(&index, 0, &chunks), held);
         assert!(capacity != 0 || (inserted.new_chunks, told.len()) == (200, 200));
-        index.grew(BackendId(0), 1_000, NOW);
+        index.grew(BackendId(0), 1_000);
         assert_eq!(leading(&index, 0, &chunks), 0);
     }
     assert!(index.len() <= 200);
@@ -122,7 +122,7 @@ fn backends_without_room_hold_nothing() {
         let joined = (0..10).filter(|&id| index.join(BackendId(id)).is_some()).count();
         assert!(joined <= 2, "{joined} of {bytes}");
         let mut told = Vec::new();
-        index.insert(BackendId(0), &prompt(1, 100), CHUNK_TOKENS, NOW, &mut told);
+        index.insert(BackendId(0), &prompt(1, 100), CHUNK_TOKENS, &mut told);
         index.sweep(100);
         index.wipe(BackendId(0));
         index.matches(&prompt(1, 100), &mut Matches::default());
@@ -157,9 +157,9 @@ fn absurd_numbers_leave_everything_in_its_place() {
     insert(&mut index, 1, &prompt(1, 10));
     let chunks = prompt(2, 100);
     for _ in 0..50 {
-        index.grew(mad, u64::MAX, Instant::FAR);
-        index.insert(mad, &chunks, u32::MAX, Instant::FAR, &mut Vec::new());
-        index.insert(mad, &chunks, 0, NOW, &mut Vec::new());
+        index.grew(mad, u64::MAX);
+        index.insert(mad, &chunks, u32::MAX, &mut Vec::new());
+        index.insert(mad, &chunks, 0, &mut Vec::new());
         for (predicted, cached) in [(u64::MAX, 0), (0, u64::MAX), (u64::MAX, u64::MAX), (0, 0)] {
             index.feedback(mad, predicted, cached, u32::MAX);
             index.feedback(mad, predicted, cached, 0);
@@ -168,14 +168,14 @@ fn absurd_numbers_leave_everything_in_its_place() {
         }
         assert_eq!(leading(&index, 0, &chunks), 100);
     }
-    assert!(index.fresh(mad, NOW) > 0);
-    index.merge_counter(mad, 1, u64::MAX, NOW);
-    index.merge_counter(mad, 2, u64::MAX, NOW);
+    assert!(index.fresh(mad) > 0);
+    index.merge_counter(mad, 1, u64::MAX);
+    index.merge_counter(mad, 2, u64::MAX);
     index.merge(Fact { backend: mad, chunk: 5, stamp: u32::MAX });
     index.merge(Fact { backend: mad, chunk: 5, stamp: 0 });
     index.set_capacity(mad, Some(u64::MAX));
     insert(&mut index, 0, &chunks);
-    index.grew(mad, u64::MAX, NOW);
+    index.grew(mad, u64::MAX);
     index.wipe(mad);
     assert_eq!(leading(&index, 0, &chunks), 0);
     assert_eq!(leading(&index, 1, &prompt(1, 10)), 10);

@@ -121,7 +121,7 @@ proptest! {
         for (backend, &id) in ids.iter().enumerate() {
             index.join(id).expect("there is room");
             index.set_capacity(id, Some(capacities[backend]));
-            index.merge_counter(id, 1, begin, NOW);
+            index.merge_counter(id, 1, begin);
             model.clocks[backend] = begin;
         }
         let mut matches = index.scratch();
@@ -133,14 +133,14 @@ proptest! {
                 Operation::Insert(prompt) => {
                     let chunks = prompt.chunks();
                     let mut told = Vec::new();
-                    let inserted = index.insert(id, &chunks, CHUNK_TOKENS, NOW, &mut told);
+                    let inserted = index.insert(id, &chunks, CHUNK_TOKENS, &mut told);
                     let expected = model.insert(backend, &chunks, capacity, 2 * start);
                     prop_assert_eq!(told, expected);
                     let stamp = (model.clocks[backend] / 16) as u32;
                     prop_assert_eq!(inserted.expect("it has joined").stamp, stamp);
                 }
                 Operation::Grew(tokens) => {
-                    index.grew(id, tokens, NOW);
+                    index.grew(id, tokens);
                     model.clocks[backend] += tokens.min(2 * start);
                 }
                 Operation::Feedback { predicted, cached } => {
@@ -162,7 +162,7 @@ proptest! {
                 }
                 Operation::Others(tokens) => {
                     others[backend] += tokens;
-                    index.merge_counter(id, 1, others[backend], NOW);
+                    index.merge_counter(id, 1, others[backend]);
                     model.clocks[backend] += tokens;
                 }
                 Operation::Wipe => {
@@ -216,7 +216,7 @@ proptest! {
         let mut matches = index.scratch();
         for prompt in prompts {
             let chunks = prompt.chunks();
-            index.insert(id, &chunks, CHUNK_TOKENS, NOW, &mut Vec::new());
+            index.insert(id, &chunks, CHUNK_TOKENS, &mut Vec::new());
             model.insert(0, &chunks, capacity, 2 * capacity);
             for (&(_, chunk), touch) in &model.touches {
                 let age = model.clocks[0] - touch;

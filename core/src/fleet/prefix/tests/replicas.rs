@@ -40,7 +40,7 @@ fn hear(index: &mut PrefixIndex, at: usize, told: &Told, rng: &mut Rng) {
     for now in [counter_first, !counter_first] {
         if now {
             let proxy = number(told.by, at);
-            index.merge_counter(told.backend, proxy, told.inserted_tokens, NOW);
+            index.merge_counter(told.backend, proxy, told.inserted_tokens);
         } else {
             for &chunk in &told.chunks {
                 index.merge(Fact { backend: told.backend, chunk, stamp: told.stamp });
@@ -63,10 +63,10 @@ fn play(seed: u64) -> (Vec<PrefixIndex>, Vec<Told>) {
         let mut chunks = prompt(pick.below(6), 5 + pick.below(20));
         chunks.extend(prompt(100 + pick.below(40), pick.below(30)));
         let mut told = Vec::new();
-        let inserted = proxies[by].insert(backend, &chunks, CHUNK_TOKENS, NOW, &mut told);
+        let inserted = proxies[by].insert(backend, &chunks, CHUNK_TOKENS, &mut told);
         let inserted = inserted.expect("it has joined");
         let mut words = Vec::from([(inserted.stamp, told, inserted.inserted_tokens)]);
-        if let Some(tokens) = proxies[by].grew(backend, pick.below(500), NOW) {
+        if let Some(tokens) = proxies[by].grew(backend, pick.below(500)) {
             words.push((0, Vec::new(), tokens));
         }
         for (stamp, chunks, inserted_tokens) in words {
@@ -140,7 +140,7 @@ fn a_snapshot_is_as_good_as_having_heard_everything() {
     for backend in (0..BACKENDS).map(BackendId) {
         for proxy in 0..PROXIES {
             let tokens = heard[1].counter(backend, number(proxy, 1));
-            newcomer[0].merge_counter(backend, number(proxy, PROXIES), tokens, NOW);
+            newcomer[0].merge_counter(backend, number(proxy, PROXIES), tokens);
         }
     }
     let hashes = hashes(&proxies);
@@ -162,7 +162,7 @@ fn the_state_hash_sees_every_difference() {
         index.merge(fact);
         seen.push(index.state_hash(hash_of));
     }
-    index.merge_counter(BackendId(1), 5, 1, NOW);
+    index.merge_counter(BackendId(1), 5, 1);
     seen.push(index.state_hash(hash_of));
     index.wipe(BackendId(1));
     seen.push(index.state_hash(hash_of));
