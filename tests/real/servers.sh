@@ -15,6 +15,8 @@
 #   keyed     with the key `sk-differential`
 #   rooted    with --root-path /p
 #   uds       on the Unix socket DIR/PORT.sock instead of a port
+#   chats     with the dev mode, which has /reset_prefix_cache, 4,096 tokens of context and a cache
+#             of 24,576 tokens, a third of what the chats of hits.py come to at a time
 #   embed, classify     a pooling model: embeddings and scores, or classes
 #
 # Each takes 1 to 1.5 GB of memory and half a minute of one core to start. Every model has the
@@ -45,9 +47,10 @@ for SERVER in "$@"; do
     keyed) OPTIONS=(--api-key sk-differential) ;;
     rooted) OPTIONS=(--root-path /p) ;;
     uds) OPTIONS=(--uds "$DIR/$PORT.sock") REACH=(--unix-socket "$DIR/$PORT.sock") ;;
+    chats) SETTINGS=(VLLM_SERVER_DEV_MODE=1 KV_BYTES=25165824 MAX_LEN=4096) ;;
     embed) OPTIONS=(--runner pooling --convert embed) ;;
     classify) OPTIONS=(--runner pooling --convert classify) ;;
-    *) echo "invalid variant \`$VARIANT\` of $SERVER: expected plain, full, traced, keyed, rooted, uds, embed or classify" >&2; exit 2 ;;
+    *) echo "invalid variant \`$VARIANT\` of $SERVER: expected plain, full, traced, keyed, rooted, uds, chats, embed or classify" >&2; exit 2 ;;
   esac
   setsid nohup env "${SETTINGS[@]}" bash "$HERE/vllm/serve.sh" "$DIR/$MODEL" "$MODEL" "$PORT" \
     --served-model-name "$MODEL" "$MODEL-alias" "${OPTIONS[@]}" >"$DIR/$PORT.log" 2>&1 </dev/null &
