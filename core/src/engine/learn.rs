@@ -24,7 +24,7 @@ impl Engine {
             backend.counts.cached_tokens = backend.counts.cached_tokens.saturating_add(cached);
         }
         let lesson = Lesson::Cached {
-            promised_tokens: held.promise.tokens,
+            promised_tokens: in_its_tokens(held, usage.prompt),
             cached_tokens: cached,
             chunk_tokens: held.promise.chunk_tokens,
             had_more: held.promise.had_more,
@@ -32,4 +32,14 @@ impl Engine {
         self.fleet.learn(held.backend, lesson);
         self.tell_lesson(held.backend, Some(lesson));
     }
+}
+
+/// What was promised of a prompt that turned out to have so many tokens. If they are fewer than was
+/// estimated, its text has long ones, and the part promised has, too: nothing is missing of it. If
+/// they are more, that may be an image, which says nothing of the text.
+fn in_its_tokens(held: &Held, prompt: u64) -> u64 {
+    let estimated = u128::try_from(held.work.prompt / 1_000).unwrap_or(0);
+    let promised = u128::from(held.promise.tokens) * u128::from(prompt);
+    let promised = promised.checked_div(estimated).unwrap_or(0);
+    u64::try_from(promised).unwrap_or(u64::MAX).min(held.promise.tokens)
 }

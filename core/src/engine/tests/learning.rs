@@ -101,6 +101,22 @@ fn capacity_is_corrected(#[case] found: u64, #[case] shrinks: bool) {
     assert_eq!(rig.capacity(0) < before, shrinks);
 }
 
+/// A text of tokens twice as long as the model's others is half as many, and so is what is cached.
+#[test]
+fn long_tokens_break_no_promise() {
+    let mut rig = rig(1);
+    let prompt = chat("cats", 8);
+    let (capacity, tokens) = (rig.capacity(0), prompt.bytes() / 8);
+    for _ in 0..8 {
+        let route = rig.chats(&prompt);
+        let cached = if rig.held(&route).promise.tokens > 0 { tokens / 32 * 32 } else { 0 };
+        rig.used(route, Usage { prompt: tokens, cached: Some(cached), completion: 0 });
+    }
+    assert!(rig.capacity(0) >= capacity);
+    let kept = rig.answered(&prompt, Some(1_000));
+    assert!(kept.uncached * 10 < kept.prompt, "{kept:?}");
+}
+
 /// vLLM caches answers as well, and the next turn contains them: that says nothing of the size.
 #[test]
 fn an_answer_found_in_the_next_turn_is_no_larger_cache() {
