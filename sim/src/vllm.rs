@@ -208,6 +208,11 @@ impl Vllm {
         u32::try_from(hits).unwrap_or(u32::MAX).saturating_mul(self.options.block_tokens)
     }
 
+    /// Whether it looks for prefixes.
+    pub const fn looks_for_prefixes(&self) -> bool {
+        self.options.prefix_caching
+    }
+
     /// For how long it has computed.
     pub const fn busy(&self) -> Duration {
         Duration::from_nanos(self.busy)

@@ -110,6 +110,8 @@ impl Default for TokenLength {
 pub(crate) struct Trust {
     /// In thousandths.
     kept: i64,
+    /// Whether it said that it looks for none.
+    off: bool,
 }
 
 impl Trust {
@@ -121,7 +123,7 @@ impl Trust {
     /// So many tokens were promised, and so many found. A shortfall of no more than `slack` is
     /// none: caches hold whole blocks, and never a prompt's last token.
     pub(crate) fn learn(&mut self, promised: u64, found: u64, slack: u64) {
-        if promised == 0 {
+        if promised == 0 || self.off {
             return;
         }
         let found = if found.saturating_add(slack) >= promised { promised } else { found };
@@ -137,6 +139,15 @@ impl Trust {
         self.kept
     }
 
+    /// It says itself whether it looks for prefixes. Without, no promise is worth anything, and
+    /// nothing is found that would say so.
+    pub(crate) const fn told(&mut self, on: bool) {
+        if on == self.off {
+            self.kept = if on { Self::FULL } else { 0 };
+            self.off = !on;
+        }
+    }
+
     /// What a promise of so many thousandths of a token is worth.
     pub(crate) const fn discounted(self, work: i64) -> i64 {
         if self.kept == Self::FULL {
@@ -148,7 +159,7 @@ impl Trust {
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { kept: Self::FULL }
+        Self { kept: Self::FULL, off: false }
     }
 }
 
@@ -243,6 +254,20 @@ mod tests {
             trust.discounted(i64::MAX),
             i64::MAX / 1_000 * expected + 807 * expected / 1_000
         );
+    }
+
+    #[test]
+    fn who_looks_for_nothing_is_taken_at_its_word() {
+        let mut trust = Trust::default();
+        trust.learn(1_280, 0, 128);
+        let before = trust;
+        trust.told(true);
+        assert_eq!(trust, before, "that was believed");
+        trust.told(false);
+        trust.learn(1_280, 1_280, 128);
+        assert_eq!(trust.discounted(i64::MAX), 0);
+        trust.told(true);
+        assert_eq!(trust, Trust::default());
     }
 
     #[test]

@@ -66,6 +66,9 @@ impl Backend {
         if report.kv_tokens.is_some() {
             index.set_capacity(self.id, report.kv_tokens);
         }
+        if let Some(on) = report.prefix_caching {
+            self.trust.told(on);
+        }
         let (Some(queries), Some(hits)) = (report.queries, report.hits) else { return };
         if let Some((promised, found)) = self.window.close(queries, hits) {
             // A twentieth less than promised is as promised: estimates are no better than that.

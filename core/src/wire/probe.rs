@@ -42,6 +42,8 @@ pub struct CacheReport {
     /// said it is `num_gpu_blocks` times `block_size`, which is too much for models with several
     /// groups of layers.
     pub kv_tokens: Option<u64>,
+    /// `enable_prefix_caching` of the same: whether it looks for prefixes at all.
+    pub prefix_caching: Option<bool>,
     /// `vllm:prefix_cache_queries`: prompt tokens looked up since the start.
     pub queries: Option<u64>,
     /// `vllm:prefix_cache_hits`: those of them that were found.

@@ -322,7 +322,12 @@ mod tests {
     #[case::a_page(
         all_have_a_page,
         true,
-        Some(CacheReport { kv_tokens: Some(16_000), queries: Some(50), hits: Some(20) })
+        Some(CacheReport {
+            kv_tokens: Some(16_000),
+            prefix_caching: None,
+            queries: Some(50),
+            hits: Some(20),
+        })
     )]
     #[case::not_asked(all_have_a_page, false, None)]
     #[case::refused(nobody_has_a_page, true, None)]

@@ -294,7 +294,8 @@ impl Router for Proxy {
         };
         let models = Some(manner.names.clone().map(card).collect());
         let (queries, hits) = manner.counts.then(|| vllm.looked_up()).unzip();
-        let cache = CacheReport { kv_tokens: manner.kv_tokens, queries, hits };
+        let prefix_caching = manner.counts.then(|| vllm.looks_for_prefixes());
+        let cache = CacheReport { kv_tokens: manner.kv_tokens, prefix_caching, queries, hits };
         let cache = (cache != CacheReport::default()).then_some(cache);
         let probe = Probe { health: 200, models, cache, ..Probe::default() };
         let result = if *alive { Ok(probe) } else { Err(ProbeError::Connect) };

@@ -148,7 +148,8 @@ fn metrics_stand_in_for_answers_that_do_not_say() {
     let prompt = chat("cats", 8);
     let mut queries = 0;
     let mut look = |rig: &mut Rig, hits| {
-        let report = CacheReport { kv_tokens: None, queries: Some(queries), hits: Some(hits) };
+        let report =
+            CacheReport { queries: Some(queries), hits: Some(hits), ..CacheReport::default() };
         rig.probed(0, Ok(Probe { cache: Some(report), ..healthy(&["m"]) }));
         queries += 50_000;
     };

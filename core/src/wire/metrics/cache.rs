@@ -28,6 +28,11 @@ pub fn cache_report(page: &[u8]) -> CacheReport {
                 let engine = label(&sample, "engine").unwrap_or_default();
                 let size = number(&sample, "kv_cache_size_tokens");
                 engines.insert(engine, size);
+                report.prefix_caching = match label(&sample, "enable_prefix_caching") {
+                    Some("True") => Some(true),
+                    Some("False") => Some(false),
+                    Some(_) | None => report.prefix_caching,
+                };
                 blocks = blocks.max(product(&sample));
             }
             // Older clients of Prometheus leave the suffix out.
@@ -87,14 +92,14 @@ mod tests {
 
     #[track_caller]
     fn check(page: &str, kv_tokens: Option<u64>, queries: Option<u64>, hits: Option<u64>) {
-        assert_eq!(
-            cache_report(page.as_bytes()),
-            CacheReport { kv_tokens, queries, hits },
-            "{page}"
-        );
+        let read = |page: &str| {
+            let CacheReport { kv_tokens, queries, hits, prefix_caching: _ } =
+                cache_report(page.as_bytes());
+            (kv_tokens, queries, hits)
+        };
+        assert_eq!(read(page), (kv_tokens, queries, hits), "{page}");
         // As another system would end its lines.
-        let page = page.replace('\n', "\r\n");
-        assert_eq!(cache_report(page.as_bytes()), CacheReport { kv_tokens, queries, hits });
+        assert_eq!(read(&page.replace('\n', "\r\n")), (kv_tokens, queries, hits));
     }
 
     #[test]
@@ -107,6 +112,15 @@ mod tests {
 
     fn config(engine: u32, labels: &str) -> String {
         format!("vllm:cache_config_info{{engine=\"{engine}\",{labels}}} 1.0\n")
+    }
+
+    #[rstest]
+    #[case::on(include_str!("tests/vllm-0.32.txt"), Some(true))]
+    #[case::off(&config(0, "enable_prefix_caching=\"False\""), Some(false))]
+    #[case::undecided(&config(0, "enable_prefix_caching=\"None\""), None)]
+    #[case::unsaid(&config(0, OLD), None)]
+    fn whether_it_looks_for_prefixes(#[case] page: &str, #[case] expected: Option<bool>) {
+        assert_eq!(cache_report(page.as_bytes()).prefix_caching, expected);
     }
 
     const OLD: &str = "block_size=\"16\",num_gpu_blocks=\"1000\"";
