@@ -13,7 +13,7 @@ use vllm_proxy_bench::prompts::{Prompts, Shared};
 use vllm_proxy_bench::sample::Samples;
 use vllm_proxy_core::fleet::{BackendId, Fact, PrefixIndex};
 use vllm_proxy_core::route::Fingerprint;
-use vllm_proxy_core::time::{Duration as Time, Instant as Moment};
+use vllm_proxy_core::time::Duration as Time;
 use vllm_proxy_core::wire::scan::{Scanner, scan};
 
 const USAGE: &str = "usage: decide [--rounds N] [--samples N] [--only NAME] [--flush]";
@@ -202,7 +202,7 @@ fn pauses(options: &Options) {
         told.clear();
         let backend = backends[at % 64];
         let chunks = prompts.everyday();
-        index.insert(backend, chunks.chunks(), CHUNK_TOKENS, Moment::START, &mut told);
+        index.insert(backend, chunks.chunks(), CHUNK_TOKENS, &mut told);
     }
     let mut calls: [Call; 5] = Default::default();
     let (mut facts, mut from) = (Vec::<Fact>::with_capacity(512), 0);
