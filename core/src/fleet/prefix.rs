@@ -404,13 +404,19 @@ impl PrefixIndex {
     }
 
     /// A cache came, went, or said how large it is.
-    fn sum_up(&mut self) {
+    pub(super) fn sum_up(&mut self) {
         let caches = self.slots.iter().map(|(_, slot)| &self.caches[usize::from(slot.0)]);
-        self.turnover.set_room(caches.map(Cache::said));
+        // One that was never used, for all that is known not even there, delays no turnover.
+        let used = caches.filter(|cache| cache.inserted() > 0);
+        self.turnover.set_room(used.map(Cache::said));
     }
 
     fn advance(&mut self, at: usize, tokens: u64) {
+        let unused = self.caches[at].inserted() == 0;
         let counted = self.caches[at].advance(tokens, self.turnover.step());
+        if unused {
+            self.sum_up();
+        }
         self.turnover.turn(counted);
         let own = &mut self.counters[at][Self::OWN];
         *own = own.saturating_add(counted);

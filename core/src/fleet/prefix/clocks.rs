@@ -62,7 +62,11 @@ impl PrefixIndex {
         let Some(counter) = self.counters[at].get_mut(proxy) else { return };
         let more = tokens.saturating_sub(*counter);
         *counter += more;
+        let unused = self.caches[at].inserted() == 0;
         let counted = self.caches[at].hear(more, known, self.turnover.step());
+        if unused {
+            self.sum_up();
+        }
         self.turnover.turn(counted);
         self.look(at);
     }
