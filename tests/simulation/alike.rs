@@ -188,9 +188,8 @@ impl Router for Twice {
     }
 
     fn first_byte(&mut self, id: u64, now: Instant) {
-        // At one time: what were over a millisecond later is not over yet for whoever counts.
         self.0.first_byte(id, now);
-        self.0.first_byte(id, now);
+        self.0.first_byte(id, now + SECOND / 1_000);
         self.0.first_byte(id + 1_000_000, now);
     }
 

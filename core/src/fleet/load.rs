@@ -76,6 +76,10 @@ impl Load {
 
     /// A request's first token came; says what that taught.
     pub(crate) fn prefilled(&mut self, dispatch: u64, now: Instant) -> Option<Lesson> {
+        // Told again, and later, it changes nothing: not even what runs out meanwhile.
+        if !self.pending.contains_key(&dispatch) {
+            return None;
+        }
         self.expire(now);
         let oldest = self.others.oldest(self.oldest());
         let prefill = self.leave(dispatch)?;

@@ -50,6 +50,9 @@ impl Recount {
 
     /// The first byte of its answer came.
     pub(super) fn first_byte(&mut self, id: u64, now: Instant) {
+        if !self.open.iter().any(|one| one.id == id && !one.prefilled) {
+            return;
+        }
         self.expire(now);
         let one = self.open.iter_mut().find(|one| one.id == id && !one.prefilled);
         if let Some(one) = one {
