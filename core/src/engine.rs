@@ -10,10 +10,12 @@ mod share;
 #[cfg(test)]
 mod tests;
 mod view;
+mod way;
 
 pub use view::View;
 
-pub use share::{Company, Link, Page};
+pub use share::{Company, Page};
+pub use way::{Link, ReplicaReport};
 
 use crate::config::{Config, Policy};
 use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex, ProxyId, Update};
@@ -47,6 +49,8 @@ pub enum Input<'a> {
     Heard(&'a Update),
     /// How it stands with the way to other proxies.
     Link(Link),
+    /// What was seen of that way; the last one holds.
+    Replica(ReplicaReport),
     /// The process was told to stop: `/health` says 503 from now on.
     Drain,
     /// A deadline of [`Engine::poll_timeout`] may have passed.
@@ -330,6 +334,7 @@ impl Engine {
             }
             Input::Heard(update) => self.hear(update, now),
             Input::Link(link) => self.link(link, now),
+            Input::Replica(report) => self.report(report),
             Input::Drain => self.draining = true,
             Input::Timeout => self.fleet.ask(now),
         }

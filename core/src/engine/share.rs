@@ -16,6 +16,7 @@
 //! within a second.
 
 use super::Engine;
+use super::way::Way;
 use crate::fleet::{
     About, BackendId, BackendName, Clock, Fact, InHand, Lesson, Peers, Place, Placed, PrefixIndex,
     PromptLength, ProxyId, Update,
@@ -43,19 +44,6 @@ const LESSONS_MAX: usize = 64;
 
 /// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
 const PAGE_CLOCKS: usize = 64;
-
-/// For how long others are believed to be there though they were not heard.
-const ALONE_AFTER: Duration = Duration::from_secs(60);
-
-/// How it stands with the way to other proxies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// What is told is heard.
-    Whole,
-    /// Nothing is told or heard. Where there are other proxies, requests that begin alike are then
-    /// sent to the same backend by all of them, unless it has much more to do than others.
-    Lost,
-}
 
 /// Which other proxies there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,7 +84,7 @@ struct Waiting {
 #[derive(Debug)]
 pub(super) struct Sharing {
     own: ProxyId,
-    peers: Peers,
+    pub(super) peers: Peers,
     names: BTreeMap<BackendName, BackendId>,
     /// Backends of which there is something to tell.
     marked: BTreeSet<BackendId>,
@@ -112,9 +100,7 @@ pub(super) struct Sharing {
     /// Whether to tell something, if only that this proxy lives.
     due: bool,
     beat_from: BackendId,
-    /// Whether others are believed to be there and cannot be heard.
-    cut_off: bool,
-    link: Option<Link>,
+    pub(super) way: Way,
 }
 
 impl Sharing {
@@ -133,8 +119,7 @@ impl Sharing {
             beat: now,
             due: false,
             beat_from: BackendId(0),
-            cut_off: false,
-            link: None,
+            way: Way::default(),
         }
     }
 }
@@ -357,29 +342,6 @@ impl Engine {
             }
             self.fleet.hear(id, about, word, now);
         }
-    }
-
-    /// The way to other proxies is whole or lost.
-    pub(super) fn link(&mut self, link: Link, now: Instant) {
-        let Some(sharing) = &mut self.sharing else { return };
-        if sharing.link == Some(link) {
-            return;
-        }
-        sharing.cut_off = match link {
-            Link::Whole => false,
-            // Who was never connected cannot know; others were expected, or there were no link.
-            Link::Lost if sharing.link.is_none() => true,
-            Link::Lost => {
-                let seen = sharing.peers.last_seen();
-                seen.is_some_and(|seen| now < seen + ALONE_AFTER)
-            }
-        };
-        sharing.link = Some(link);
-    }
-
-    /// Whether there are other proxies that cannot be heard.
-    pub(super) fn is_cut_off(&self) -> bool {
-        self.sharing.as_ref().is_some_and(|sharing| sharing.cut_off)
     }
 
     fn placed(&self, facts: &[Fact]) -> Option<About> {

@@ -11,6 +11,7 @@ mod retries;
 mod several;
 mod sharing;
 mod stored;
+mod way;
 
 use super::*;
 use crate::config::Policy;
