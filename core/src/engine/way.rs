@@ -4,6 +4,7 @@
 //! what a choice makes of being cut off.
 
 use super::Engine;
+use crate::fleet::ProxyId;
 use crate::time::{Duration, Instant};
 use alloc::sync::Arc;
 use log::{info, warn};
@@ -88,6 +89,12 @@ impl Engine {
     /// What was last reported of the way to other proxies; `None` if there is to be none.
     pub fn reported(&self) -> Option<&ReplicaReport> {
         self.sharing.as_ref().map(|sharing| &sharing.way.report)
+    }
+
+    /// One of the proxies that are heard, to be asked for a snapshot; always the same while it
+    /// lives.
+    pub fn peer(&self) -> Option<ProxyId> {
+        self.sharing.as_ref()?.peers.first_alive()
     }
 
     /// Whether there are other proxies that cannot be heard.

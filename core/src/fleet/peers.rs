@@ -156,6 +156,11 @@ impl Peers {
         self.peers.iter().filter(|peer| peer.lease.is_some()).count()
     }
 
+    /// The one of those alive that is known for longest.
+    pub(crate) fn first_alive(&self) -> Option<ProxyId> {
+        self.peers.iter().find(|peer| peer.lease.is_some()).map(|peer| peer.id)
+    }
+
     /// The last sign of life of any.
     pub(crate) fn last_seen(&self) -> Option<Instant> {
         self.peers.iter().filter(|peer| peer.number > 0).map(|peer| peer.seen).max()
@@ -428,8 +433,9 @@ mod tests {
         assert_eq!(ended(&mut peers, 3_499), []);
         assert_eq!(ended(&mut peers, 3_500), [Place(2)]);
         assert_eq!((peers.alive(), peers.next()), (2, Some(at(4_000))));
+        assert_eq!(peers.first_alive(), Some(ProxyId(1)));
         assert_eq!(ended(&mut peers, 9_000), [Place(1), Place(3)]);
-        assert_eq!((peers.alive(), peers.next()), (0, None));
+        assert_eq!((peers.alive(), peers.next(), peers.first_alive()), (0, None, None));
         // An old word is no sign of life, a new one is.
         let old = peers.hear(ProxyId(1), 1_990, at(9_000)).expect("it has a place").0;
         assert_eq!((old.new, old.lives, peers.alive()), (true, false, 0));
