@@ -1,7 +1,8 @@
 //! Engine: the front door of the deciding half. It owns the fleet and answers requests.
 //!
 //! Does not know bytes of HTTP, sockets, clocks or threads: facts and `now` go in, decisions and
-//! orders come out. After every call, drain [`Engine::poll_output`].
+//! orders come out. After every call, drain [`Engine::poll_output`]; now and then, where there are
+//! other proxies, [`Engine::poll_update`].
 
 mod choose;
 mod learn;
@@ -67,9 +68,6 @@ pub enum Output {
     /// This backend lacks an adapter that clients have loaded: send it this body, to
     /// `/v1/load_lora_adapter`, and say by [`Engine::heard`] what came of it.
     Load(BackendId, Arc<[u8]>),
-    /// Tell all other proxies, in the order of the numbers as far as may be. Only comes if
-    /// [`Config::proxy`] is given; then at least once a second.
-    Tell(Update),
 }
 
 /// The deciding machine.
@@ -348,10 +346,7 @@ impl Engine {
         if let Some((backend, load)) = self.fleet.poll_load() {
             return Some(Output::Load(backend, load));
         }
-        if let Some(backend) = self.fleet.poll_probe() {
-            return Some(Output::Probe(backend));
-        }
-        self.poll_tell().map(Output::Tell)
+        self.fleet.poll_probe().map(Output::Probe)
     }
 
     /// When to say [`Input::Timeout`].

@@ -75,8 +75,6 @@ impl Prober {
                 // Idle connections to it end by themselves, in seconds.
                 Some(Ok(Order::Output(Output::Forget(backend)))) => self.refused.forget(backend),
                 Some(Ok(Order::Output(Output::Load(backend, load)))) => self.load(backend, load),
-                // Without a number among proxies the engine tells nothing.
-                Some(Ok(Order::Output(Output::Tell(_)))) => {}
                 Some(Ok(Order::Earlier(at))) => {
                     deadline = Some(deadline.map_or(at, |deadline| deadline.min(at)));
                 }

@@ -5,7 +5,7 @@
 //! call.
 //!
 //! **What is told when.** Whatever changes what a backend has in hand or what it holds marks the
-//! backend; draining the outputs makes one update of all that is marked. Every second the load of
+//! backend; asking for updates makes one of all that is marked. Every second the load of
 //! up to 256 backends is told again, whether it changed or not: that a proxy lives, and what was
 //! lost on the way. Chunks are told again by their next use after an eighth of a cache, and all at
 //! once by a [snapshot](Engine::snapshot).
@@ -15,32 +15,25 @@
 //! because the prefill of an answer in one piece was predicted to be over: with the next change, or
 //! within a second.
 
+mod gather;
+
 use super::Engine;
 use super::way::Way;
 use crate::fleet::{
-    About, BackendId, BackendName, Clock, Fact, InHand, Lesson, Peers, Place, Placed, PrefixIndex,
-    PromptLength, ProxyId, Update,
+    About, BackendId, BackendName, Clock, Fact, Peers, Place, Placed, PrefixIndex, PromptLength,
+    ProxyId, Update,
 };
 use crate::rng::mix;
-use crate::route::{Held, Pool};
 use crate::time::{Duration, Instant, Wake};
-use alloc::collections::{BTreeMap, BTreeSet};
-use alloc::sync::Arc;
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use gather::Gathered;
 
 /// How often a proxy says that it lives, and what it has in hand.
 const BEAT: Duration = Duration::from_secs(1);
 
 /// Backends whose load is told again with one beat: 12 KB.
 const BEAT_BACKENDS: usize = 256;
-
-/// Chunks that wait to be told: 512 KB. They only pile up where nobody drains the outputs; what
-/// does not fit is told by a snapshot or by its next use.
-const PLACED_MAX: usize = 1 << 16;
-
-/// Lessons that wait to be told, of each kind: one of each comes with a request, and few requests
-/// end between two drains.
-const LESSONS_MAX: usize = 64;
 
 /// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
 const PAGE_CLOCKS: usize = 64;
@@ -53,6 +46,9 @@ pub struct Company {
     /// Updates that were never heard, though later ones of the same proxy were. If this grows, a
     /// snapshot of another proxy tells what was missed.
     pub missed: u64,
+    /// Chunks of this proxy that went untold, because nobody asked for updates for too long. If
+    /// this grows, a snapshot of this proxy tells what the others miss.
+    pub dropped: u64,
 }
 
 /// A page of a snapshot.
@@ -72,26 +68,13 @@ impl Page {
     pub const FIRST: Self = Self(Part::Clocks(BackendId(0)));
 }
 
-/// What was placed and is not told yet.
-#[derive(Debug)]
-struct Waiting {
-    backend: BackendId,
-    generation: u32,
-    placed: Placed,
-}
-
 /// The state of sharing.
 #[derive(Debug)]
 pub(super) struct Sharing {
     own: ProxyId,
     pub(super) peers: Peers,
     names: BTreeMap<BackendName, BackendId>,
-    /// Backends of which there is something to tell.
-    marked: BTreeSet<BackendId>,
-    placed: Vec<Waiting>,
-    placed_chunks: usize,
-    lessons: Vec<(BackendId, Lesson)>,
-    lengths: Vec<PromptLength>,
+    gathered: Gathered,
     /// Of the last update.
     number: u64,
     /// When this proxy was called last: ages are counted back from here.
@@ -109,11 +92,7 @@ impl Sharing {
             own,
             peers: Peers::default(),
             names: BTreeMap::new(),
-            marked: BTreeSet::new(),
-            placed: Vec::new(),
-            placed_chunks: 0,
-            lessons: Vec::new(),
-            lengths: Vec::new(),
+            gathered: Gathered::default(),
             number: 0,
             now,
             beat: now,
@@ -130,6 +109,7 @@ impl Engine {
         self.sharing.as_ref().map_or_else(Company::default, |sharing| Company {
             alive: sharing.peers.alive(),
             missed: sharing.peers.missed(),
+            dropped: sharing.gathered.dropped(),
         })
     }
 
@@ -189,47 +169,6 @@ impl Engine {
         backends.fold(placed, u64::wrapping_add)
     }
 
-    /// Something about a backend is to be told.
-    pub(super) fn tell_of(&mut self, backend: BackendId) {
-        if let Some(sharing) = &mut self.sharing {
-            sharing.marked.insert(backend);
-        }
-    }
-
-    /// The chunks in `told` were placed there and are to be told.
-    pub(super) fn tell_placed(&mut self, backend: BackendId, stamp: u32) {
-        let Some(sharing) = &mut self.sharing else { return };
-        let room = PLACED_MAX - sharing.placed_chunks;
-        let count = self.told.len().min(room);
-        let Some(known) = self.fleet.backend(backend).filter(|_| count > 0) else { return };
-        sharing.placed_chunks += count;
-        sharing.placed.push(Waiting {
-            backend,
-            generation: known.shared.generation(),
-            placed: Placed { stamp, chunks: self.told[..count].into() },
-        });
-    }
-
-    /// A request taught something of a backend.
-    pub(super) fn tell_lesson(&mut self, backend: BackendId, lesson: Option<Lesson>) {
-        if let (Some(sharing), Some(lesson)) = (&mut self.sharing, lesson)
-            && sharing.lessons.len() < LESSONS_MAX
-        {
-            sharing.marked.insert(backend);
-            sharing.lessons.push((backend, lesson));
-        }
-    }
-
-    /// A request had so many tokens.
-    pub(super) fn tell_length(&mut self, held: &Held, tokens: u64) {
-        if let (Some(sharing), Pool::Model(model)) = (&mut self.sharing, &held.pool)
-            && sharing.lengths.len() < LESSONS_MAX
-        {
-            let (model, bytes) = (Arc::clone(model), held.prompt_bytes);
-            sharing.lengths.push(PromptLength { model, bytes, tokens });
-        }
-    }
-
     /// It is so late: who was silent for too long is gone, and it may be time to be heard.
     pub(super) fn share_time(&mut self, now: Instant) {
         let Some(sharing) = &mut self.sharing else { return };
@@ -245,7 +184,7 @@ impl Engine {
         sharing.due = true;
         let from = sharing.beat_from;
         let mut rest = self.fleet.backends().iter().filter(|one| one.id >= from);
-        sharing.marked.extend(rest.by_ref().take(BEAT_BACKENDS).map(|backend| backend.id));
+        rest.by_ref().take(BEAT_BACKENDS).for_each(|backend| sharing.gathered.mark(backend.id));
         sharing.beat_from = rest.next().map_or(BackendId(0), |backend| backend.id);
     }
 
@@ -262,50 +201,6 @@ impl Engine {
         let Some(sharing) = &mut self.sharing else { return };
         let names = self.fleet.backends().iter().map(|one| (one.shared.name, one.id));
         sharing.names = names.collect();
-    }
-
-    /// The next update to be told.
-    pub(super) fn poll_tell(&mut self) -> Option<Update> {
-        let sharing = self.sharing.as_mut().filter(|one| one.due || !one.marked.is_empty())?;
-        sharing.due = false;
-        sharing.number += 1;
-        let now = sharing.now;
-        let mut about: Vec<About> = Vec::with_capacity(sharing.marked.len());
-        for id in core::mem::take(&mut sharing.marked) {
-            // One that is gone had nothing in hand any more.
-            let Some(backend) = self.fleet.backend_mut(id) else {
-                let name = sharing.names.iter().find(|(_, known)| **known == id);
-                about.extend(name.map(|(name, _)| About {
-                    in_hand: Some(InHand::default()),
-                    ..About::of(*name, 0)
-                }));
-                continue;
-            };
-            if sharing.names.get(&backend.shared.name) != Some(&id) {
-                continue;
-            }
-            let in_hand = Some(backend.load.told(now));
-            let base = About::of(backend.shared.name, backend.shared.generation());
-            let index = self.fleet.index.as_ref();
-            let inserted_tokens = index.map_or(0, |index| index.counter(id, PrefixIndex::OWN));
-            let lessons = sharing.lessons.iter().filter(|(taught, _)| *taught == id);
-            let lessons = lessons.map(|(_, lesson)| *lesson).collect();
-            about.push(About { in_hand, inserted_tokens, lessons, ..base });
-        }
-        sharing.lessons.clear();
-        sharing.placed_chunks = 0;
-        for Waiting { backend, generation, placed } in sharing.placed.drain(..) {
-            let Some(backend) = self.fleet.backend(backend) else { continue };
-            let name = backend.shared.name;
-            // What was placed before the backend lost its cache is not there any more.
-            let current = generation == backend.shared.generation();
-            let about = about.iter_mut().find(|about| about.backend == name);
-            if let Some(about) = about.filter(|_| current) {
-                about.placed.push(placed);
-            }
-        }
-        let lengths = core::mem::take(&mut sharing.lengths);
-        Some(Update { proxy: sharing.own, number: sharing.number, about, lengths })
     }
 
     /// Another proxy tells something.

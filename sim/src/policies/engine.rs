@@ -135,9 +135,11 @@ impl Proxy {
                     self.ids[server] = Some(backend);
                     self.probes.push_back(server);
                 }
-                Output::Tell(update) => self.words.push_back(Word::Update(update)),
                 Output::Forget(_) | Output::Load(..) => {}
             }
+        }
+        while let Some(update) = self.engine.poll_update() {
+            self.words.push_back(Word::Update(update));
         }
     }
 

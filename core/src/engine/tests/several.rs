@@ -246,7 +246,7 @@ fn comes_back(rig: &mut Rig, id: u32, models: &[&str]) -> Vec<String> {
             assert_eq!(backend, BackendId(id));
             Some(String::from_utf8(load.to_vec()).expect("text"))
         }
-        Output::Probe(_) | Output::Forget(_) | Output::Tell(_) => None,
+        Output::Probe(_) | Output::Forget(_) => None,
     });
     loads.collect()
 }

@@ -73,13 +73,13 @@ impl Net {
     }
 
     fn drain(&mut self, at: usize) {
-        for output in self.rigs[at].outputs() {
-            if let Output::Tell(update) = output {
-                let others = (0..self.rigs.len()).filter(|&other| other != at);
-                self.way.extend(others.map(|other| (other, update.clone())));
-                self.log.push(update);
-            }
+        self.rigs[at].outputs();
+        while let Some(update) = self.rigs[at].engine.poll_update() {
+            let others = (0..self.rigs.len()).filter(|&other| other != at);
+            self.way.extend(others.map(|other| (other, update.clone())));
+            self.log.push(update);
         }
+        assert!(!self.rigs[at].engine.has_update());
     }
 
     fn tell(&mut self, at: usize, input: Input<'_>) {
@@ -413,7 +413,7 @@ fn a_newcomer_chooses_as_all_others_do() {
     net.snapshot(1, late);
     assert_eq!(net.rigs[late].engine.company().alive, 0, "a snapshot is no sign of life");
     settle(&mut net, &mut Rng::new(2));
-    assert_eq!(net.rigs[late].engine.company(), Company { alive: 3, missed: 0 });
+    assert_eq!(net.rigs[late].engine.company(), Company { alive: 3, ..Company::default() });
     net.agree("with the newcomer");
     for number in 0..6 {
         let asked = prompt(number, 8);
@@ -491,6 +491,38 @@ fn the_end_of_a_request_may_be_heard_before_its_beginning() {
         assert_eq!(net.standing(1, port), Standing::default());
     }
     net.agree("all was heard");
+}
+
+#[test]
+fn what_happens_between_two_questions_is_told_at_once() {
+    let mut rig = Rig::new(Config {
+        policy: Policy::CacheAware,
+        upstreams: 1,
+        index_memory: 1 << 20,
+        proxy: Some(1),
+        ..Config::default()
+    });
+    rig.discover(&[0]);
+    rig.up(0, &["m"]);
+    let update = rig.engine.poll_update().expect("it lives");
+    assert_eq!((update.number, rig.engine.poll_update()), (1, None));
+    let mut routes = Vec::new();
+    for number in 0..3 {
+        let prompt = Fingerprint::of_chunks((0..300).map(|at| number << 32 | at).collect(), 9_999);
+        let meta = RequestMeta { model: Some("m"), prompt: &prompt, ..request(rig.now) };
+        routes.push(forwarded(rig.ask(&meta)));
+    }
+    let told: Vec<_> = core::iter::from_fn(|| rig.engine.poll_update()).collect();
+    let counts = |update: &Update| {
+        let about = &update.about[0];
+        let chunks: usize = about.placed.iter().map(|placed| placed.chunks.len()).sum();
+        (update.number, about.in_hand.map(|in_hand| in_hand.in_flight), chunks)
+    };
+    let marks = told.iter().map(|update| counts(update).2).sum::<usize>();
+    assert_eq!(counts(&told[0]), (2, Some(3), marks.min(512)));
+    assert_eq!(told.len(), marks.div_ceil(512));
+    assert!(marks > 100 && !rig.engine.has_update(), "{marks}");
+    routes.into_iter().for_each(|route| rig.finish(route.ticket));
 }
 
 #[test]
@@ -592,7 +624,7 @@ fn a_loss_that_two_proxies_see_is_one() {
 fn nobody_is_told_anything_by_one_that_does_not_share() {
     let mut alone = Rig::serving(2, &["m"]);
     let route = alone.forward("m");
-    assert_eq!(alone.outputs(), []);
+    assert_eq!((alone.outputs(), alone.engine.poll_update()), (Vec::new(), None));
     let in_hand = InHand { in_flight: 50, queued: 9_000_000, ..InHand::default() };
     let backend = BackendName::of(&route.spec.address);
     let about = Vec::from([About { in_hand: Some(in_hand), ..About::of(backend, 7) }]);
