@@ -8,6 +8,7 @@ mod choose;
 mod learn;
 mod several;
 mod share;
+mod status;
 #[cfg(test)]
 mod tests;
 mod view;

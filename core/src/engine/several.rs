@@ -10,7 +10,6 @@ use crate::route::{
     Who,
 };
 use crate::time::Instant;
-use crate::wire::facts::{BackendFacts, Facts};
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -136,25 +135,9 @@ impl Engine {
         }
         self.fleet.changed(id, now);
     }
-
-    /// What the proxy says of itself in `/metrics`.
-    fn facts(&self, everyone: &[&Backend]) -> Facts {
-        let backends = everyone.iter().map(|backend| BackendFacts {
-            address: address(backend),
-            up: backend.serves(),
-            in_flight: u64::from(backend.load.in_flight()),
-            answers: backend.counts.answers,
-            failures: backend.counts.failures,
-            broken: backend.counts.broken,
-            unheard: backend.counts.unheard,
-            promised_tokens: backend.counts.promised_tokens,
-            cached_tokens: backend.counts.cached_tokens,
-        });
-        Facts { backends: backends.collect(), body_bytes: self.body_bytes }
-    }
 }
 
 /// By which name requests, metrics and errors know a backend.
-fn address(backend: &Backend) -> alloc::string::String {
+pub(super) fn address(backend: &Backend) -> alloc::string::String {
     backend.spec.address.to_string()
 }

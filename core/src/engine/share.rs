@@ -71,7 +71,7 @@ impl Page {
 /// The state of sharing.
 #[derive(Debug)]
 pub(super) struct Sharing {
-    own: ProxyId,
+    pub(super) own: ProxyId,
     pub(super) peers: Peers,
     names: BTreeMap<BackendName, BackendId>,
     gathered: Gathered,

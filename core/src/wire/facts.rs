@@ -2,8 +2,10 @@
 //!
 //! Owns the names and wording of the `vllm_proxy_*` families. Does not know who counted.
 
+use crate::time::Duration;
 use crate::wire::metrics::{Families, Kind, Value};
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// Numbers of one moment.
@@ -13,6 +15,31 @@ pub struct Facts {
     pub backends: Vec<BackendFacts>,
     /// Bytes of request bodies held.
     pub body_bytes: u64,
+    /// How it stands with other proxies, if there may be any.
+    pub sharing: Option<SharingFacts>,
+}
+
+/// How it stands with other proxies. Counters count since the process began.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SharingFacts {
+    /// This proxy's number among them.
+    pub proxy: u64,
+    /// Others that are heard.
+    pub alive: usize,
+    /// Whether others are believed to be there and cannot be heard.
+    pub alone: bool,
+    /// Updates of others that were never heard.
+    pub missed: u64,
+    /// Whether there is a connection to Redis.
+    pub connected: bool,
+    /// How long the last own update took to be heard back.
+    pub lag: Option<Duration>,
+    /// Batches of updates that never left.
+    pub lost_batches: u64,
+    /// What was heard and could not be read.
+    pub unreadable: u64,
+    /// What is wrong with the connection. Never holds a secret.
+    pub reason: Option<Arc<str>>,
 }
 
 /// Numbers of one backend. Counters count since the process began.
@@ -24,6 +51,8 @@ pub struct BackendFacts {
     pub up: bool,
     /// Requests it has now.
     pub in_flight: u64,
+    /// Requests that other proxies have there.
+    pub in_flight_elsewhere: u64,
     /// Answers that passed whole, by the hundreds of their status; odd ones are in the first place.
     pub answers: [u64; 6],
     /// Attempts that failed before anything reached a client.
@@ -69,10 +98,19 @@ impl Facts {
         each("vllm_proxy_reported_cached_tokens_total", Kind::Counter, cached, |one| {
             one.cached_tokens
         });
+        if self.sharing.is_some() {
+            let elsewhere = "Requests that other proxies have there.";
+            each("vllm_proxy_requests_in_flight_elsewhere", Kind::Gauge, elsewhere, |one| {
+                one.in_flight_elsewhere
+            });
+        }
         self.answers(&mut families);
         let name = "vllm_proxy_request_body_bytes";
         families.family(name, Kind::Gauge, "Bytes of request bodies held.");
         families.sample(name, &[], Value::Integer(self.body_bytes));
+        if let Some(sharing) = &self.sharing {
+            sharing.text(&mut families);
+        }
         families.finish()
     }
 
@@ -89,11 +127,51 @@ impl Facts {
     }
 }
 
+impl SharingFacts {
+    fn text(&self, families: &mut Families) {
+        let mut one = |name: &str, kind, help: &str, value| {
+            families.family(name, kind, help);
+            families.sample(name, &[], value);
+        };
+        let integer = |value: bool| Value::Integer(value.into());
+        let up = "Whether there is a connection to Redis.";
+        one("vllm_proxy_redis_up", Kind::Gauge, up, integer(self.connected));
+        if let Some(lag) = self.lag {
+            let help = "How long the last own update took to be heard back.";
+            let lag = Value::Decimal(lag.as_secs_f64());
+            one("vllm_proxy_redis_lag_seconds", Kind::Gauge, help, lag);
+        }
+        let alive = Value::Integer(self.alive as u64);
+        one("vllm_proxy_replicas", Kind::Gauge, "Other proxies that are heard.", alive);
+        let alone = "Whether other proxies are believed to be there and cannot be heard.";
+        one("vllm_proxy_alone", Kind::Gauge, alone, integer(self.alone));
+        let missed = "Updates of other proxies that were never heard.";
+        let name = "vllm_proxy_updates_missed_total";
+        one(name, Kind::Counter, missed, Value::Integer(self.missed));
+        let unreadable = "What was heard and could not be read.";
+        let name = "vllm_proxy_updates_unreadable_total";
+        one(name, Kind::Counter, unreadable, Value::Integer(self.unreadable));
+        let name = "vllm_proxy_updates_dropped_total";
+        families.family(name, Kind::Counter, "What was to be told and never left.");
+        let batches = Value::Integer(self.lost_batches);
+        families.sample(name, &[("what", "batches")], batches);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use alloc::string::ToString;
     use alloc::vec;
+
+    fn text(facts: &Facts) -> String {
+        String::from_utf8(facts.text()).expect("text")
+    }
+
+    fn families(text: &str) -> Vec<&str> {
+        let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        named.filter_map(|rest| rest.split(' ').next()).collect()
+    }
 
     #[test]
     fn every_backend_has_its_series() {
@@ -101,6 +179,7 @@ mod tests {
             address: address.to_string(),
             up,
             in_flight: 3,
+            in_flight_elsewhere: 8,
             answers: [0, 0, 7, 0, 1, 0],
             failures: 2,
             broken: 1,
@@ -109,9 +188,30 @@ mod tests {
             cached_tokens: 5,
         };
         let backends = vec![backend("10.0.0.1:8000", true), backend("unix:/a\"b", false)];
-        let text = Facts { backends, body_bytes: 5 }.text();
-        let text = core::str::from_utf8(&text).expect("text");
+        let sharing = SharingFacts {
+            proxy: 1,
+            alive: 2,
+            alone: true,
+            missed: 9,
+            connected: true,
+            lag: Some(Duration::from_micros(1_500)),
+            lost_batches: 10,
+            unreadable: 11,
+            reason: None,
+        };
+        let facts = Facts { backends, body_bytes: 5, sharing: Some(sharing) };
+        let text = text(&facts);
         for line in [
+            "# TYPE vllm_proxy_redis_up gauge",
+            "vllm_proxy_redis_up 1",
+            "vllm_proxy_redis_lag_seconds 0.0015",
+            "vllm_proxy_replicas 2",
+            "vllm_proxy_alone 1",
+            "# TYPE vllm_proxy_updates_missed_total counter",
+            "vllm_proxy_updates_missed_total 9",
+            r#"vllm_proxy_updates_dropped_total{what="batches"} 10"#,
+            "vllm_proxy_updates_unreadable_total 11",
+            r#"vllm_proxy_requests_in_flight_elsewhere{backend="10.0.0.1:8000"} 8"#,
             "# TYPE vllm_proxy_backend_up gauge",
             r#"vllm_proxy_backend_up{backend="10.0.0.1:8000"} 1"#,
             r#"vllm_proxy_backend_up{backend="unix:/a\"b"} 0"#,
@@ -125,5 +225,20 @@ mod tests {
         ] {
             assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
         }
+    }
+
+    #[test]
+    fn who_shares_nothing_says_nothing_of_it() {
+        let shares = |name: &&str| {
+            let words = ["redis", "replicas", "alone", "updates", "elsewhere"];
+            words.iter().any(|word| name.contains(word))
+        };
+        let mut facts = Facts::default();
+        assert_eq!(families(&text(&facts)).into_iter().find(shares), None);
+        facts.sharing = Some(SharingFacts::default());
+        let text = text(&facts);
+        let named = families(&text);
+        assert_eq!(named.iter().filter(|name| shares(name)).count(), 7, "{named:?}");
+        assert!(!text.contains("lag"), "it is not known");
     }
 }
