@@ -29,6 +29,7 @@ use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Answer;
 use crate::wire::probe::{Probe, ProbeError};
 use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -160,6 +161,8 @@ impl Engine {
                     answer => self.ask_keyed(request, answer, now),
                 }
             }
+            Who::Live => Decision::Answer(Answer::empty(200)),
+            Who::Status => Decision::Status(Box::new(self.status(now))),
             Who::Models => Decision::Refuse(Refusal::Starting),
             Who::Version => match self.fleet.version() {
                 Some(version) => Decision::Answer(Answer::version(version)),

@@ -365,6 +365,7 @@ impl Exchange {
             Decision::Later(at) => self.phase = Phase::Later(at),
             Decision::Accept => self.accept_websocket(now),
             Decision::Answer(answer) => self.answer(&answer, now),
+            Decision::Status(status) => self.answer(&status.answer(), now),
             Decision::Gather(gathering) => self.gather(gathering, now),
             Decision::Refuse(refusal) if self.realtime.is_some() => {
                 self.nameless_refused(&refusal, now);

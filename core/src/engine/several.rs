@@ -52,7 +52,9 @@ impl Engine {
             | Who::Realtime
             | Who::Health
             | Who::Models
-            | Who::Version => {}
+            | Who::Version
+            | Who::Live
+            | Who::Status => {}
         }
         if meant.is_empty() && facts.is_none() {
             return Decision::Refuse(Refusal::Starting);

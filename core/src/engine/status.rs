@@ -1,11 +1,16 @@
-//! What the proxy says of itself: numbers for `/metrics`.
+//! What the proxy says of itself: numbers for `/metrics`, and `/proxy/status`.
 //!
-//! Copies plain data: how it looks is [`wire::facts`](crate::wire::facts)'s.
+//! Copies plain data and makes no text: it is called with the lock in hand, and there may be
+//! thousands of backends. How it looks is [`wire::facts`](crate::wire::facts)'s and
+//! [`wire::status`](crate::wire::status)'s.
 
 use super::Engine;
 use super::several::address;
-use crate::fleet::Backend;
+use crate::fleet::{Backend, PrefixIndex, State};
+use crate::time::Instant;
 use crate::wire::facts::{BackendFacts, Facts, SharingFacts};
+use crate::wire::status::{BackendStatus, IndexStatus, Status};
+use alloc::sync::Arc;
 
 impl Engine {
     /// Numbers of this moment.
@@ -26,6 +31,43 @@ impl Engine {
         Facts { backends, body_bytes: self.body_bytes, sharing }
     }
 
+    /// How it stands now.
+    pub(super) fn status(&mut self, now: Instant) -> Status {
+        for backend in self.fleet.backends_mut() {
+            backend.load.expire(now);
+        }
+        let index = self.fleet.index.as_ref();
+        let backends = self.fleet.staying();
+        let backends = backends.into_iter().map(|backend| {
+            let standing = backend.load.sums(now);
+            let tokens = |milli: i64| u64::try_from(milli / 1_000).unwrap_or(0);
+            BackendStatus {
+                spec: Arc::clone(&backend.spec),
+                state: match backend.health.state() {
+                    State::Unknown => "unknown",
+                    State::Up => "up",
+                    State::Suspect => "suspect",
+                    State::Down => "down",
+                },
+                rests: backend.rests(),
+                models: (!backend.is_keyed()).then(|| Arc::clone(&backend.models)),
+                in_flight: backend.load.in_flight(),
+                in_flight_elsewhere: backend.load.others.in_flight(),
+                queued_tokens: tokens(standing.queued),
+                resident_tokens: tokens(standing.resident),
+                cache_tokens: index.map(|index| index.capacity(backend.id)),
+            }
+        });
+        Status {
+            uptime: now.since(Instant::START),
+            draining: self.draining,
+            body_bytes: self.body_bytes,
+            index: index.map(index_status),
+            sharing: self.sharing_facts(),
+            backends: backends.collect(),
+        }
+    }
+
     fn sharing_facts(&self) -> Option<SharingFacts> {
         let (sharing, report) = (self.sharing.as_ref()?, self.reported()?);
         let company = self.company();
@@ -41,4 +83,8 @@ impl Engine {
             reason: report.reason.clone(),
         })
     }
+}
+
+fn index_status(index: &PrefixIndex) -> IndexStatus {
+    IndexStatus { entries: index.len(), entries_max: index.len_max() }
 }

@@ -10,6 +10,7 @@ mod realtime;
 mod retries;
 mod several;
 mod sharing;
+mod status;
 mod stored;
 mod way;
 
@@ -179,6 +180,7 @@ fn forwarded(decision: Decision) -> Route {
         Decision::Forward(route) => route,
         other @ (Decision::Answer(_)
         | Decision::Gather(_)
+        | Decision::Status(_)
         | Decision::Refuse(_)
         | Decision::Later(_)
         | Decision::Accept) => {
@@ -193,6 +195,7 @@ fn refused(decision: Decision) -> Refusal {
         Decision::Refuse(refusal) => refusal,
         other @ (Decision::Answer(_)
         | Decision::Gather(_)
+        | Decision::Status(_)
         | Decision::Forward(_)
         | Decision::Later(_)
         | Decision::Accept) => {
@@ -207,6 +210,7 @@ fn answered(decision: Decision) -> (u16, String) {
         Decision::Answer(answer) => (answer.status, String::from_utf8(answer.body).expect("text")),
         other @ (Decision::Refuse(_)
         | Decision::Gather(_)
+        | Decision::Status(_)
         | Decision::Forward(_)
         | Decision::Later(_)
         | Decision::Accept) => {

@@ -91,7 +91,9 @@ impl Exchange {
             | Who::Named
             | Who::Health
             | Who::Models
-            | Who::Version => self.limits.http_timeout,
+            | Who::Version
+            | Who::Live
+            | Who::Status => self.limits.http_timeout,
         };
         let until = limit.map_or(Instant::FAR, |limit| now + limit);
         self.phase = Phase::Gathering(Gather { asked, facts, until, load });

@@ -448,7 +448,7 @@ impl Exchange {
             }
         }
         request.reader = None;
-        if matches!(request.rule().who, Who::Health | Who::Version) {
+        if matches!(request.rule().who, Who::Health | Who::Version | Who::Live | Who::Status) {
             // Answered from what the engine knows: the body is of no use to anyone.
             request.forget_bytes();
         }

@@ -25,12 +25,11 @@ pub(super) struct FirstModel {
 
 impl Fleet {
     /// Takes a backend's list of models in place of its former one.
-    pub(super) fn list(&mut self, id: BackendId, mut cards: Vec<ModelCard>) {
+    pub(super) fn list(&mut self, id: BackendId, cards: Vec<ModelCard>) {
         let Some(backend) = find(&mut self.backends, id) else {
             return;
         };
-        core::mem::swap(&mut backend.models, &mut cards);
-        let former = cards;
+        let former = core::mem::replace(&mut backend.models, cards.into());
         let ids = |cards: &[ModelCard]| cards.iter().map(|card| card.id.clone()).collect();
         // vLLM writes `created` and permission ids anew at each call: only names tell a change.
         if !former.iter().map(|card| &card.id).eq(backend.models.iter().map(|card| &card.id)) {
@@ -147,7 +146,7 @@ impl Fleet {
     pub(crate) fn cards(&self) -> Vec<Listed<'_>> {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let mut cards: Vec<Listed<'_>> = Vec::new();
-        for card in self.serving().iter().flat_map(|backend| &backend.models) {
+        for card in self.serving().iter().flat_map(|backend| backend.models.iter()) {
             match places.get(card.id.as_str()) {
                 Some(&place) => {
                     let listed = &mut cards[place];

@@ -121,6 +121,11 @@ impl Load {
     /// What is in hand now, here and at other proxies.
     pub(crate) fn standing(&mut self, now: Instant) -> Standing {
         self.expire(now);
+        self.sums(now)
+    }
+
+    /// The same as [`standing`](Self::standing), where nothing has run out since it was noted.
+    pub(crate) fn sums(&self, now: Instant) -> Standing {
         // The head is being prefilled since it was sent or since its predecessor's first token.
         // It may be slower than believed, so a tenth of it always counts.
         let done = self.others.oldest(self.oldest()).map_or(0, |head| {
@@ -174,7 +179,8 @@ impl Load {
         self.pending.first_key_value().map(|(_, head)| head.as_oldest())
     }
 
-    fn expire(&mut self, now: Instant) {
+    /// Notes what has run out by now.
+    pub(crate) fn expire(&mut self, now: Instant) {
         while let Some(&(at, dispatch)) = self.predicted.first() {
             if at > now {
                 break;

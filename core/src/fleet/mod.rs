@@ -106,7 +106,7 @@ pub(crate) struct Backend {
     upstreams: BTreeSet<u16>,
     pub(crate) health: Health,
     /// The cards it listed last, in its order.
-    models: Vec<ModelCard>,
+    pub(crate) models: Arc<[ModelCard]>,
     /// Whether it ever listed its models.
     ever_listed: bool,
     /// Whether it was told to change its adapters since.
@@ -139,7 +139,7 @@ impl Backend {
             spec: Arc::new(found.spec.clone()),
             upstreams: found.upstreams,
             health: Health::new(now),
-            models: Vec::new(),
+            models: Arc::default(),
             ever_listed: false,
             list_is_old: false,
             version: None,
@@ -445,7 +445,7 @@ impl Fleet {
         let backend = &mut self.backends[at];
         info!(backend:% = backend.id, address:% = backend.spec.address; "backend left");
         backend.leaving = true;
-        for card in &backend.models {
+        for card in backend.models.iter() {
             self.names.remove(&card.id, backend.id, Lost::Left);
         }
         let id = backend.id;

@@ -21,6 +21,8 @@ pub use several::{AdapterChange, Asked, Change, Echo, Gathering, Narrow};
 use crate::fleet::{BackendId, BackendSpec};
 use crate::time::{Duration, Instant};
 use crate::wire::answers::{Answer, Shape};
+use crate::wire::status::Status;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -44,6 +46,10 @@ pub enum Who {
     Models,
     /// The proxy: the backends' version, the lowest if they differ.
     Version,
+    /// The proxy: 200 while the process runs, without a body.
+    Live,
+    /// The proxy: how it and its backends are.
+    Status,
     /// A backend, of a websocket that names its model only when it is open: as long as it has not,
     /// [`RequestMeta::model`] is `None`, and the proxy may have to accept it.
     Realtime,
@@ -108,6 +114,8 @@ pub enum Decision {
     Forward(Route),
     /// The proxy answers by itself.
     Answer(Answer),
+    /// The proxy answers by what it says of itself.
+    Status(Box<Status>),
     /// Ask these backends, side by side, and merge what they say.
     Gather(Gathering),
     /// The proxy accepts the websocket, and asks again when that has named its model.

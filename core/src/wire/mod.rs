@@ -12,6 +12,7 @@ pub mod probe;
 pub mod response_id;
 pub mod routes;
 pub mod scan;
+pub mod status;
 pub mod target;
 pub mod usage;
 pub mod websocket;

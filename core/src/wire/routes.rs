@@ -112,6 +112,8 @@ const CANCEL: Rule = Rule { retry: Retry::Never, ..STORED };
 const HEALTH: Rule = own(Who::Health);
 const MODELS: Rule = own(Who::Models);
 const VERSION: Rule = own(Who::Version);
+const LIVE: Rule = own(Who::Live);
+const STATUS: Rule = own(Who::Status);
 const LOADS: Rule =
     Rule { about: About::Adapter, ..every(Merge::LoadLora, Some(Change::Adapters)) };
 const UNLOADS: Rule =
@@ -174,6 +176,9 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("POST", "/ping",                            HEALTH),
     ("GET",  "/version",                         VERSION),
     ("GET",  "/v1/models",                       MODELS),
+    // The proxy, of itself: vLLM has nothing below this path
+    ("GET",  "/proxy/live",                      LIVE),
+    ("GET",  "/proxy/status",                    STATUS),
     // Numbers and states: each
     ("GET",  "/metrics",                         each(Merge::Metrics)),
     ("GET",  "/metrics/*",                       each(Merge::Metrics)),
@@ -254,7 +259,12 @@ pub fn find(method: &str, target: &[u8]) -> Found {
             let name = name.filter(|_| rule.about != About::Nothing).map(ToOwned::to_owned);
             return Found { rule: *rule, name };
         }
-        let own = matches!(rule.who, Who::Health | Who::Models | Who::Version);
+        let own = match rule.who {
+            Who::Health | Who::Models | Who::Version | Who::Live | Who::Status => true,
+            Who::Backend | Who::Owner | Who::Each | Who::Every | Who::Named | Who::Realtime => {
+                false
+            }
+        };
         // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`.
         if own && refusal.is_none() && method != "OPTIONS" {
             refusal = Some(Rule { allow: Some(allowed), ..*rule });
@@ -342,6 +352,9 @@ mod tests {
     #[case::metrics_below("GET /metrics/any/thing", each(Merge::Metrics))]
     #[case::load("GET /load", each(Merge::Sum("server_load", LeaveOut)))]
     #[case::version("GET /version", VERSION)]
+    #[case::live("GET /proxy/live", LIVE)]
+    #[case::status("GET /proxy/status?x", STATUS)]
+    #[case::not_ours("GET /proxy/", READ)]
     #[case::kv_event_sources("GET /kv_event_sources", each(Merge::Ranks))]
     #[case::openapi("GET /openapi.json", READ)]
     #[case::openapi_head("HEAD /openapi.json", READ)]
@@ -453,7 +466,16 @@ mod tests {
     /// vLLM 0.32, asked: its 405 for /ping names GET only, although it takes POST as well.
     #[rstest]
     fn method_refused(
-        #[values("/health", "/ping", "/version", "/v1/models", "/v1%2Fmodels?x")] target: &str,
+        #[values(
+            "/health",
+            "/ping",
+            "/version",
+            "/v1/models",
+            "/v1%2Fmodels?x",
+            "/proxy/live",
+            "/proxy/status"
+        )]
+        target: &str,
         #[values("HEAD", "PUT", "DELETE", "PATCH", "get", "")] method: &str,
     ) {
         assert_eq!(find(method, target.as_bytes()).rule.allow, Some("GET"));

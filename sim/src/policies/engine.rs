@@ -117,7 +117,11 @@ impl Proxy {
                 self.watch.not_sent(ask.id);
                 Answer::Later(at)
             }
-            Decision::Answer(_) | Decision::Gather(_) | Decision::Accept | Decision::Refuse(_) => {
+            Decision::Answer(_)
+            | Decision::Gather(_)
+            | Decision::Status(_)
+            | Decision::Accept
+            | Decision::Refuse(_) => {
                 self.watch.not_sent(ask.id);
                 Answer::Refuse
             }

@@ -21,6 +21,7 @@ fn search(rig: &mut Rig, who: Who, response: &str) -> Vec<(u32, Reason)> {
             Decision::Refuse(_) => return tried,
             other @ (Decision::Answer(_)
             | Decision::Gather(_)
+            | Decision::Status(_)
             | Decision::Later(_)
             | Decision::Accept) => {
                 panic!("{other:?}")
@@ -157,9 +158,11 @@ fn forwarded_or_answered(decision: Decision) -> &'static str {
             "forwarded"
         }
         Decision::Answer(_) => "answered",
-        Decision::Gather(_) | Decision::Refuse(_) | Decision::Later(_) | Decision::Accept => {
-            "neither"
-        }
+        Decision::Gather(_)
+        | Decision::Status(_)
+        | Decision::Refuse(_)
+        | Decision::Later(_)
+        | Decision::Accept => "neither",
     }
 }
 

@@ -94,6 +94,7 @@ fn a_chunked_body_may_be_the_one_that_overdraws() {
 #[case::health("GET /health HTTP/1.1|Host: h||", "")]
 #[case::ping("POST /p%69ng HTTP/1.1|Host: h||", "")]
 #[case::models("GET /v1/models HTTP/1.1|Host: h||", r#"{"object":"list","data":[{"id":"m"}]}"#)]
+#[case::live("GET /proxy/live HTTP/1.1|Host: h||", "")]
 #[case::version("GET /version?x HTTP/1.1|Host: h||", r#"{"version":"0.33.0"}"#)]
 fn some_are_answered_without_a_backend(#[case] request: &str, #[case] body: &str) {
     let mut bench = Bench::new(2);
@@ -103,8 +104,21 @@ fn some_are_answered_without_a_backend(#[case] request: &str, #[case] body: &str
     bench.idle();
 }
 
+#[test]
+fn the_status_is_made_of_what_the_engine_knows() {
+    let mut bench = Bench::new(1);
+    bench.client(http("GET /proxy/status HTTP/1.1|Host: h|Content-Length: 2||hi"));
+    let log = bench.transcript().concat();
+    assert!(log.contains(r#""redis":{"configured":false,"#), "{log}");
+    let backend = r#""state":"up","rests":false,"models":["m"],"in_flight":0,"#;
+    assert!(log.contains(backend), "{log}");
+    bench.idle();
+}
+
 #[rstest]
 #[case::head_of_health("HEAD /health HTTP/1.1|Host: h||", "GET", false)]
+#[case::head_of_status("HEAD /proxy/status HTTP/1.1|Host: h||", "GET", false)]
+#[case::post_of_live("POST /proxy/live HTTP/1.1|Host: h|Content-Length: 2||hi", "GET", true)]
 #[case::post_of_models("POST /v1/models HTTP/1.1|Host: h|Content-Length: 2||hi", "GET", true)]
 fn wrong_methods(#[case] request: &str, #[case] allow: &str, #[case] body: bool) {
     let mut bench = Bench::new(1);

@@ -1,0 +1,132 @@
+//! What the proxy says of itself.
+
+use super::*;
+use crate::fleet::{About, BackendName, InHand, ProxyId, Update};
+use crate::route::Gathering;
+use crate::wire::facts::{Facts, SharingFacts};
+use crate::wire::status::Status;
+
+impl Rig {
+    fn status(&mut self) -> Status {
+        match self.own(Who::Status) {
+            Decision::Status(status) => *status,
+            other @ (Decision::Forward(_)
+            | Decision::Answer(_)
+            | Decision::Gather(_)
+            | Decision::Refuse(_)
+            | Decision::Later(_)
+            | Decision::Accept) => panic!("not a status: {other:?}"),
+        }
+    }
+
+    fn facts(&mut self) -> Facts {
+        let asked = RequestMeta { who: Who::Each, facts: true, ..request(self.now) };
+        match self.ask(&asked) {
+            Decision::Gather(Gathering { facts, .. }) => facts.expect("they were asked for"),
+            other @ (Decision::Forward(_)
+            | Decision::Answer(_)
+            | Decision::Status(_)
+            | Decision::Refuse(_)
+            | Decision::Later(_)
+            | Decision::Accept) => panic!("not gathered: {other:?}"),
+        }
+    }
+}
+
+fn sharing() -> Rig {
+    let config = Config { upstreams: 1, index_memory: 1 << 20, ..Config::default() };
+    let mut rig = Rig::new(Config { proxy: Some(7), ..config });
+    rig.discover(&[0, 0]);
+    rig.up(0, &["m", "lora<m"]);
+    rig.up(1, &["m"]);
+    rig
+}
+
+/// Another proxy's word of what it has at the second backend.
+fn word(number: u64, in_flight: u32) -> Update {
+    let in_hand = InHand { in_flight, queued: 4_000, resident: 9_999, ..InHand::default() };
+    let name = BackendName::of(&spec(0, 1).address);
+    let about = vec![About { in_hand: Some(in_hand), ..About::of(name, 0) }];
+    Update { proxy: ProxyId(8), number, about, lengths: Vec::new() }
+}
+
+#[test]
+fn what_is_in_flight_is_told_apart_by_who_has_it() {
+    let mut rig = sharing();
+    rig.handle(Input::Heard(&word(1, 3)));
+    let route = rig.forward("m");
+    assert_eq!(route.backend, BackendId(0), "the other has more to do");
+    let status = rig.status();
+    let counts = |one: &crate::wire::status::BackendStatus| {
+        (one.in_flight, one.in_flight_elsewhere, one.queued_tokens, one.resident_tokens)
+    };
+    let backends: Vec<_> = status.backends.iter().map(counts).collect();
+    assert_eq!(backends, [(1, 0, 100, 100), (0, 3, 4, 9)]);
+    let facts = rig.facts();
+    let counts: Vec<_> =
+        facts.backends.iter().map(|one| (one.in_flight, one.in_flight_elsewhere)).collect();
+    assert_eq!(counts, [(1, 0), (0, 3)]);
+    // What a proxy had is gone with it.
+    rig.sleep(3_000);
+    rig.finish(route.ticket);
+    assert!(rig.status().backends.iter().all(|one| one.in_flight + one.in_flight_elsewhere == 0));
+}
+
+#[test]
+fn how_it_stands_with_others_is_told() {
+    let mut rig = sharing();
+    rig.handle(Input::Heard(&word(1, 0)));
+    rig.handle(Input::Heard(&word(100, 0)));
+    let report = ReplicaReport {
+        connected: true,
+        lag: Some(Duration::from_millis(2)),
+        lost_batches: 3,
+        unreadable: 4,
+        reason: Some("so".into()),
+    };
+    rig.handle(Input::Replica(report));
+    let expected = SharingFacts {
+        proxy: 7,
+        alive: 1,
+        alone: false,
+        missed: 35,
+        connected: true,
+        lag: Some(Duration::from_millis(2)),
+        lost_batches: 3,
+        unreadable: 4,
+        reason: Some("so".into()),
+    };
+    assert_eq!(rig.status().sharing.as_ref(), Some(&expected));
+    assert_eq!(rig.facts().sharing, Some(expected));
+    rig.handle(Input::Link(Link::Lost));
+    assert!(rig.status().sharing.is_some_and(|sharing| sharing.alone));
+}
+
+#[test]
+fn backends_are_told_of_in_every_state() {
+    let mut rig = sharing();
+    rig.discover(&[0, 0, 0, 0]);
+    rig.suspect(1);
+    rig.probed(2, Ok(Probe { keyed: Some(true), ..healthy(&["secret"]) }));
+    let status = rig.status();
+    let states: Vec<_> = status.backends.iter().map(|one| one.state).collect();
+    assert_eq!(states, ["up", "suspect", "up", "unknown"]);
+    let names = |one: &crate::wire::status::BackendStatus| {
+        one.models
+            .as_ref()
+            .map(|cards| cards.iter().map(|card| card.id.clone()).collect::<Vec<_>>())
+    };
+    let models: Vec<_> = status.backends.iter().map(names).collect();
+    let named = |names: &[&str]| Some(names.iter().map(ToString::to_string).collect());
+    assert_eq!(models, [named(&["m", "lora"]), named(&["m"]), None, named(&[])]);
+    assert!(status.backends.iter().all(|one| one.cache_tokens.is_some_and(|tokens| tokens > 0)));
+    assert_eq!(status.index.map(|index| index.entries), Some(0));
+    // Nobody waits to hear that nothing is known yet, or that the end is near.
+    let mut rig = Rig::new(Config { upstreams: 1, ..Config::default() });
+    rig.handle(Input::Drain);
+    let status = rig.status();
+    assert!(status.draining && status.backends.is_empty());
+    assert_eq!((status.sharing, status.index), (None, None));
+    assert_eq!(status.uptime, Duration::from_secs(10));
+    assert_eq!(answered(rig.own(Who::Live)).0, 200);
+}
