@@ -76,6 +76,7 @@ impl Engine {
             alive: company.alive,
             alone: self.is_cut_off(),
             missed: company.missed,
+            dropped_chunks: company.dropped,
             connected: report.connected,
             lag: report.lag,
             lost_batches: report.lost_batches,

@@ -30,6 +30,8 @@ pub struct SharingFacts {
     pub alone: bool,
     /// Updates of others that were never heard.
     pub missed: u64,
+    /// Chunks that were no longer told, since too many waited.
+    pub dropped_chunks: u64,
     /// Whether there is a connection to Redis.
     pub connected: bool,
     /// How long the last own update took to be heard back.
@@ -155,6 +157,8 @@ impl SharingFacts {
         families.family(name, Kind::Counter, "What was to be told and never left.");
         let batches = Value::Integer(self.lost_batches);
         families.sample(name, &[("what", "batches")], batches);
+        let chunks = Value::Integer(self.dropped_chunks);
+        families.sample(name, &[("what", "chunks")], chunks);
     }
 }
 
@@ -193,6 +197,7 @@ mod tests {
             alive: 2,
             alone: true,
             missed: 9,
+            dropped_chunks: 12,
             connected: true,
             lag: Some(Duration::from_micros(1_500)),
             lost_batches: 10,
@@ -210,6 +215,7 @@ mod tests {
             "# TYPE vllm_proxy_updates_missed_total counter",
             "vllm_proxy_updates_missed_total 9",
             r#"vllm_proxy_updates_dropped_total{what="batches"} 10"#,
+            r#"vllm_proxy_updates_dropped_total{what="chunks"} 12"#,
             "vllm_proxy_updates_unreadable_total 11",
             r#"vllm_proxy_requests_in_flight_elsewhere{backend="10.0.0.1:8000"} 8"#,
             "# TYPE vllm_proxy_backend_up gauge",

@@ -90,6 +90,7 @@ fn how_it_stands_with_others_is_told() {
         alive: 1,
         alone: false,
         missed: 35,
+        dropped_chunks: 0,
         connected: true,
         lag: Some(Duration::from_millis(2)),
         lost_batches: 3,
