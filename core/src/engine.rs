@@ -28,6 +28,7 @@ use crate::route::{
 use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Answer;
 use crate::wire::probe::{Probe, ProbeError};
+use crate::wire::status::Waits;
 use alloc::borrow::ToOwned;
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -103,6 +104,7 @@ pub struct Engine {
     /// What is shared with other proxies, if anything.
     sharing: Option<Sharing>,
     draining: bool,
+    waits: Waits,
 }
 
 impl Engine {
@@ -122,6 +124,7 @@ impl Engine {
             body_bytes: 0,
             overdrawn: false,
             draining: false,
+            waits: Waits::default(),
         }
     }
 

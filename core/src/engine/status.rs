@@ -7,7 +7,7 @@
 use super::Engine;
 use super::several::address;
 use crate::fleet::{Backend, PrefixIndex, State};
-use crate::time::Instant;
+use crate::time::{Duration, Instant};
 use crate::wire::facts::{BackendFacts, Facts, SharingFacts};
 use crate::wire::status::{BackendStatus, IndexStatus, Status};
 use alloc::sync::Arc;
@@ -62,10 +62,17 @@ impl Engine {
             uptime: now.since(Instant::START),
             draining: self.draining,
             body_bytes: self.body_bytes,
+            waits: self.waits,
             index: index.map(index_status),
             sharing: self.sharing_facts(),
             backends: backends.collect(),
         }
+    }
+
+    /// Whoever asks now waited so long for somebody else who did.
+    pub fn waited(&mut self, time: Duration) {
+        self.waits.count += 1;
+        self.waits.longest = self.waits.longest.max(time);
     }
 
     fn sharing_facts(&self) -> Option<SharingFacts> {

@@ -28,12 +28,24 @@ pub struct Status {
     pub draining: bool,
     /// Bytes of request bodies held.
     pub body_bytes: u64,
+    /// How long whoever asked the engine waited for others who did.
+    pub waits: Waits,
     /// What is remembered of prompts, if the policy asks.
     pub index: Option<IndexStatus>,
     /// How it stands with other proxies, if there may be any.
     pub sharing: Option<SharingFacts>,
     /// Every backend, in the order of upstreams.
     pub backends: Vec<BackendStatus>,
+}
+
+/// Waits for the engine, since the process began. Each is as long as somebody else's question, or
+/// as whoever asked it was kept from a processor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waits {
+    /// How often somebody waited at all.
+    pub count: u64,
+    /// The longest of these waits.
+    pub longest: Duration,
 }
 
 /// How full the index of prompts is.
@@ -79,6 +91,10 @@ impl Status {
             uptime_seconds: self.uptime.as_secs(),
             draining: self.draining,
             request_body_bytes: self.body_bytes,
+            engine: EngineJson {
+                waits: self.waits.count,
+                longest_wait_us: u64::try_from(self.waits.longest.as_micros()).unwrap_or(u64::MAX),
+            },
             index: self.index,
             replicas: sharing.map(|facts| ReplicasJson {
                 id: format!("{:016x}", facts.proxy),
@@ -109,10 +125,17 @@ struct Json<'a> {
     uptime_seconds: u64,
     draining: bool,
     request_body_bytes: u64,
+    engine: EngineJson,
     index: Option<IndexStatus>,
     replicas: Option<ReplicasJson>,
     redis: RedisJson<'a>,
     backends: Vec<BackendJson<'a>>,
+}
+
+#[derive(Serialize)]
+struct EngineJson {
+    waits: u64,
+    longest_wait_us: u64,
 }
 
 #[derive(Serialize)]
@@ -205,6 +228,7 @@ mod tests {
             uptime: Duration::from_millis(61_900),
             draining: false,
             body_bytes: 7,
+            waits: Waits { count: 14, longest: Duration::from_micros(15) },
             index: Some(IndexStatus { entries: 8, entries_max: 9 }),
             sharing: Some(SharingFacts {
                 proxy: 0xab,
@@ -238,6 +262,7 @@ mod tests {
             "uptime_seconds": 61,
             "draining": false,
             "request_body_bytes": 7,
+            "engine": { "waits": 14, "longest_wait_us": 15 },
             "index": { "entries": 8, "entries_max": 9 },
             "replicas": {
                 "id": "00000000000000ab",
@@ -266,6 +291,7 @@ mod tests {
             "uptime_seconds": 0,
             "draining": false,
             "request_body_bytes": 0,
+            "engine": { "waits": 0, "longest_wait_us": 0 },
             "index": null,
             "replicas": null,
             "redis": { "configured": false, "connected": false, "reason": null, "lag_ms": null },

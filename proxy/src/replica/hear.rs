@@ -1,0 +1,66 @@
+//! The thread that is subscribed: gives the engine what other proxies publish.
+//!
+//! Also looks at the way, as its read ends twice a second whatever comes.
+
+use super::connect::{Pauses, connect, is_silence, reason};
+use super::way::{Part, Way};
+use redis::{PubSub, RedisError};
+use std::thread;
+use std::time::{Duration, Instant};
+use vllm_proxy_core::engine::Input;
+use vllm_proxy_core::fleet::Word;
+
+/// How long a read waits at most.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Listens for as long as the process runs.
+pub(super) fn run(way: &Way) {
+    let mut pauses = Pauses::default();
+    loop {
+        let heard = connect(&way.url).and_then(|mut connection| {
+            let mut subscription = connection.as_pubsub();
+            subscription.subscribe(&way.channel)?;
+            subscription.set_read_timeout(Some(LOOK))?;
+            pauses.reset();
+            way.subscribed(Instant::now());
+            listen(way, &mut subscription)
+        });
+        if let Err(error) = heard {
+            way.trouble(Part::Hear, reason(&error, "SUBSCRIBE"), Instant::now());
+        }
+        way.look(Instant::now());
+        thread::sleep(pauses.next());
+    }
+}
+
+/// Until the connection fails, or own words do not come back.
+fn listen(way: &Way, subscription: &mut PubSub<'_>) -> Result<(), RedisError> {
+    let mut looked = Instant::now();
+    loop {
+        match subscription.get_message() {
+            Ok(message) => heard(way, message.get_payload_bytes()),
+            Err(error) if is_silence(&error) => {}
+            Err(error) => return Err(error),
+        }
+        // At once if it is the first word to come back, else now and then.
+        let now = Instant::now();
+        if (now - looked >= LOOK || way.is_unknown()) && !way.look(now) {
+            return Ok(());
+        }
+        if now - looked >= LOOK {
+            looked = now;
+        }
+    }
+}
+
+fn heard(way: &Way, payload: &[u8]) {
+    match Word::decode(payload) {
+        Ok(Word::Update(update)) if update.proxy == way.own => {
+            way.echo(update.number, Instant::now());
+        }
+        Ok(Word::Update(update)) => way.shared.tell(Input::Heard(&update)),
+        Ok(Word::Ask { from, to }) if to == way.own && from != way.own => way.asked(),
+        Ok(Word::Ask { .. }) => {}
+        Err(_) => way.unreadable(),
+    }
+}

@@ -1,0 +1,336 @@
+//! Engines in this process, each with its threads to one real Redis, which goes through all that
+//! can happen to it. What requests meet meanwhile is tested with whole proxies, end to end.
+
+#[path = "../../../tests/end_to_end/redis.rs"]
+mod redis;
+
+use super::*;
+use crate::redis_url::Redis;
+use crate::shared::{Clock, Order};
+use self::redis::{RedisServer, Relay};
+use rstest::rstest;
+use smol::channel::Receiver;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant as SystemInstant};
+use vllm_proxy_core::config::Config;
+use vllm_proxy_core::engine::{Company, Engine, Input, Lend, Output};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
+use vllm_proxy_core::rng::mix;
+use vllm_proxy_core::route::{
+    Decision, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who,
+};
+use vllm_proxy_core::wire::probe::{ModelCard, Probe};
+
+const BACKENDS: u16 = 4;
+const CHUNK_BYTES: u64 = 512;
+
+/// How long anything may take that is to happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An engine that has all backends, and its threads.
+struct Proxy {
+    shared: Arc<SharedEngine>,
+    _orders: Receiver<Order>,
+}
+
+impl Proxy {
+    fn start(url: &str, id: u64) -> Self {
+        let index_memory = 1 << 20;
+        let config = Config { upstreams: 1, index_memory, proxy: Some(id), ..Config::default() };
+        let clock = Clock::since(SystemInstant::now());
+        let (shared, orders) = SharedEngine::new(Engine::new(config, id, clock.now()), clock);
+        let shared = Arc::new(shared);
+        let specs: Vec<_> = (1..=BACKENDS).map(spec).collect();
+        shared.tell(Input::Discovered(&specs));
+        let known: Vec<_> = std::iter::from_fn(|| orders.try_recv().ok()).collect();
+        for order in known {
+            let Order::Output(Output::Probe(backend)) = order else { continue };
+            shared.tell(Input::Probed(backend, Ok(answer())));
+        }
+        let Ok(Redis::At(url)) = Redis::parse(url) else { panic!("{url} is one") };
+        super::start(Arc::clone(&shared), url, Named::Yes, ProxyId(id)).expect("it has threads");
+        Self { shared, _orders: orders }
+    }
+
+    fn engine<T>(&self, visit: impl FnOnce(&mut Engine) -> T) -> T {
+        (&*self.shared as &dyn Lend).with(visit)
+    }
+
+    /// A request with a prompt of so many chunks of that text.
+    fn send(&self, text: u64, chunks: u64) -> (BackendId, Ticket) {
+        let now = self.shared.clock().now();
+        let bytes = chunks * CHUNK_BYTES;
+        let prompt = (0..chunks).map(|at| mix(text << 20 | at)).collect();
+        let prompt = Fingerprint::of_chunks(prompt, bytes);
+        let meta = RequestMeta {
+            who: Who::Backend,
+            model: Some("m"),
+            stream: true,
+            prompt_bytes: bytes,
+            prompt: &prompt,
+            retry: Retry::BeforeFirstByte,
+            since: now,
+            response: None,
+            adapter: None,
+            unloads: false,
+            of_default: false,
+            facts: false,
+            narrow: None,
+            allow: None,
+        };
+        match self.engine(|engine| engine.route(&meta, now)) {
+            Decision::Forward(route) => (route.backend, route.ticket),
+            other => panic!("all backends are up, and yet: {other:?}"),
+        }
+    }
+
+    /// A whole request.
+    fn serve(&self, text: u64, chunks: u64) -> BackendId {
+        let (backend, ticket) = self.send(text, chunks);
+        let now = self.shared.clock().now();
+        self.engine(|engine| engine.first_byte(&ticket, now));
+        self.engine(|engine| engine.finish(ticket, Outcome::done(200), now));
+        backend
+    }
+
+    fn company(&self) -> Company {
+        self.engine(|engine| engine.company())
+    }
+
+    fn hash(&self) -> u64 {
+        self.engine(|engine| engine.shared_hash())
+    }
+}
+
+fn spec(port: u16) -> BackendSpec {
+    BackendSpec {
+        upstream: 0,
+        address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        authority: format!("a:{port}"),
+        prefix: String::new(),
+    }
+}
+
+fn answer() -> Probe {
+    let card = ModelCard { raw: "{\"id\":\"m\"}".into(), id: "m".into(), ..ModelCard::default() };
+    Probe { health: 200, models: Some(vec![card]), ..Probe::default() }
+}
+
+/// Waits until it is so.
+fn until(what: &str, mut so: impl FnMut() -> bool) {
+    let end = SystemInstant::now() + PATIENCE;
+    while !so() {
+        assert!(SystemInstant::now() < end, "it never came to this: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Three proxies that hear each other.
+fn three(urls: [&str; 3]) -> [Proxy; 3] {
+    let mut id = 0;
+    let proxies = urls.map(|url| {
+        id += 1;
+        Proxy::start(url, 0xa0 + id)
+    });
+    until("all hear all", || proxies.iter().all(|proxy| proxy.company().alive == 2));
+    proxies
+}
+
+/// Waits until all know the same, and all of them are there.
+fn agree(proxies: &[Proxy]) {
+    until("all know the same", || {
+        let hashes: Vec<_> = proxies.iter().map(Proxy::hash).collect();
+        let alive = proxies.iter().all(|proxy| proxy.company().alive == proxies.len() - 1);
+        alive && hashes.windows(2).all(|pair| pair[0] == pair[1])
+    });
+}
+
+/// Prompts that nobody had before, spread over all proxies; an open request at each in the end.
+fn traffic(proxies: &[Proxy], from: u64) -> Vec<(usize, Ticket)> {
+    for text in from..from + 30 {
+        let proxy = usize::try_from(text).expect("it is small") % proxies.len();
+        proxies[proxy].serve(text, 2 + text % 40);
+    }
+    let open = |proxy: usize| (proxy, proxies[proxy].send(from + 100 + proxy as u64, 20).1);
+    (0..proxies.len()).map(open).collect()
+}
+
+fn settle(proxies: &[Proxy], open: Vec<(usize, Ticket)>) {
+    for (proxy, ticket) in open {
+        let now = proxies[proxy].shared.clock().now();
+        proxies[proxy].engine(|engine| engine.finish(ticket, Outcome::ClientGone, now));
+    }
+}
+
+#[test]
+fn what_one_decides_all_know() {
+    let server = RedisServer::start(&[]);
+    let proxies = three([&server.url(), &server.url(), &server.url()]);
+    let open = traffic(&proxies, 0);
+    agree(&proxies);
+    // A conversation goes on at the backend that has it, whoever is asked.
+    let backend = proxies[0].serve(7_777, 50);
+    agree(&proxies);
+    assert_eq!([1, 2].map(|proxy: usize| proxies[proxy].serve(7_777, 50)), [backend; 2]);
+    settle(&proxies, open);
+    agree(&proxies);
+}
+
+/// What happens to Redis, and what ends it.
+type Fault = (fn(&mut RedisServer), fn(&mut RedisServer));
+
+const KILLED: Fault = (RedisServer::kill, RedisServer::restart);
+const RESTARTED: Fault = (RedisServer::restart, |_| {});
+const HUNG: Fault = (|server| server.hang(), |server| server.go_on());
+const FLUSHED: Fault = (|server| drop(server.command(&[b"FLUSHALL"])), |_| {});
+const FULL: Fault = (
+    |server| drop(server.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"])),
+    |server| drop(server.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"])),
+);
+const EVICTING: Fault = (
+    |server| {
+        server.command(&[b"CONFIG", b"SET", b"maxmemory-policy", b"allkeys-lru"]);
+        server.command(&[b"CONFIG", b"SET", b"maxmemory", b"1"]);
+    },
+    |server| drop(server.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"])),
+);
+const DROPPED: Fault = (
+    |server| {
+        for kind in [&b"pubsub"[..], b"normal"] {
+            server.command(&[b"CLIENT", b"KILL", b"TYPE", kind]);
+        }
+    },
+    |_| {},
+);
+
+/// Nobody waits for any of it; and when it is over, all know the same again.
+#[rstest]
+#[case::killed(KILLED)]
+#[case::restarted_empty(RESTARTED)]
+#[case::hung(HUNG)]
+#[case::flushed(FLUSHED)]
+#[case::full(FULL)]
+#[case::evicting(EVICTING)]
+#[case::connections_dropped(DROPPED)]
+fn all_agree_when_a_fault_is_over(#[case] (begin, end): Fault) {
+    let mut server = RedisServer::start(&[]);
+    let proxies = three([&server.url(), &server.url(), &server.url()]);
+    let before = traffic(&proxies, 0);
+    agree(&proxies);
+    begin(&mut server);
+    let during = traffic(&proxies, 1_000);
+    end(&mut server);
+    let after = traffic(&proxies, 2_000);
+    settle(&proxies, before);
+    agree(&proxies);
+    settle(&proxies, during);
+    settle(&proxies, after);
+    agree(&proxies);
+}
+
+#[test]
+fn garbage_does_no_harm() {
+    let server = RedisServer::start(&[]);
+    let proxies = three([&server.url(), &server.url(), &server.url()]);
+    let open = traffic(&proxies, 0);
+    agree(&proxies);
+    for garbage in [&b""[..], b"hello", &[0xff; 300], &[1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]] {
+        server.command(&[b"PUBLISH", b"vllm-proxy:1:0", garbage]);
+    }
+    let names = proxies[0].engine(|engine| engine.names().collect::<Vec<_>>());
+    for (at, key) in names.into_iter().map(keep::key).enumerate() {
+        server.command(&[b"DEL", key.as_bytes()]);
+        if at % 2 == 0 {
+            server.command(&[b"LPUSH", key.as_bytes(), b"hello"]);
+        } else {
+            server.command(&[b"SET", key.as_bytes(), b"hello, this is nothing at all"]);
+        }
+    }
+    settle(&proxies, open);
+    settle(&proxies, traffic(&proxies, 1_000));
+    agree(&proxies);
+    until("garbage is counted", || {
+        proxies.iter().all(|proxy| proxy.engine(|e| e.reported().is_some_and(|r| r.unreadable >= 3)))
+    });
+    // Who comes now clears away what cannot be read, and is told the rest.
+    let newcomer = Proxy::start(&server.url(), 0xb1);
+    let [a, b, c] = proxies;
+    agree(&[a, b, c, newcomer]);
+}
+
+#[test]
+fn one_that_is_cut_off_alone_catches_up() {
+    let server = RedisServer::start(&[]);
+    let relay = Relay::to(server.port());
+    let proxies = three([&server.url(), &server.url(), &relay.url()]);
+    agree(&proxies);
+    relay.cut();
+    until("the others miss it", || proxies[0].company().alive == 1);
+    let open = traffic(&proxies, 0);
+    relay.heal();
+    agree(&proxies);
+    settle(&proxies, open);
+    agree(&proxies);
+}
+
+#[test]
+fn a_long_way_delays_what_is_heard_and_nothing_else() {
+    let server = RedisServer::start(&[]);
+    let relay = Relay::to(server.port());
+    relay.delay(Duration::from_millis(50));
+    let proxies = three([&relay.url(), &server.url(), &relay.url()]);
+    let start = SystemInstant::now();
+    let open = traffic(&proxies, 0);
+    assert!(start.elapsed() < Duration::from_millis(50), "nobody waits for Redis");
+    agree(&proxies);
+    settle(&proxies, open);
+    agree(&proxies);
+    let lag = |proxy: &Proxy| proxy.engine(|e| e.reported().and_then(|report| report.lag));
+    until("the lag is known", || lag(&proxies[0]).is_some_and(|lag| lag.as_millis() >= 100));
+    assert!(lag(&proxies[1]).is_some_and(|lag| lag < Duration::from_millis(100)));
+}
+
+/// Bytes of all logs together.
+fn kept(server: &RedisServer, proxy: &Proxy) -> u64 {
+    let names = proxy.engine(|engine| engine.names().collect::<Vec<_>>());
+    let length = |name| server.command(&[b"STRLEN", keep::key(name).as_bytes()]);
+    let lengths = names.into_iter().map(length);
+    lengths.map(|length| length.trim_start_matches(':').parse::<u64>().expect("it is one")).sum()
+}
+
+/// Where prompts of so many texts go, and how many tokens of each are believed to be there.
+fn ask(proxy: &Proxy, texts: u64) -> Vec<(BackendId, bool)> {
+    let ask = |text| {
+        let (backend, ticket) = proxy.send(text, 30);
+        let work = proxy.engine(|engine| engine.work(&ticket)).expect("it is open");
+        let now = proxy.shared.clock().now();
+        proxy.engine(|engine| engine.finish(ticket, Outcome::ClientGone, now));
+        (backend, work.uncached < work.prompt / 2)
+    };
+    (0..texts).map(ask).collect()
+}
+
+/// All others end, and one that starts later goes on where they were: with what was kept, with
+/// what was kept after all was lost, and with nothing.
+#[rstest]
+#[case::as_it_was(|_: &mut RedisServer| {}, true)]
+#[case::kept_anew_after_a_flush(FLUSHED.0, true)]
+#[case::kept_anew_after_a_restart(RESTARTED.0, true)]
+fn a_newcomer_is_warm_though_nobody_is_there(
+    #[case] fault: fn(&mut RedisServer),
+    #[case] warm: bool,
+) {
+    let mut server = RedisServer::start(&[]);
+    let relay = Relay::to(server.port());
+    let proxies = three([&relay.url(), &relay.url(), &relay.url()]);
+    let placed: Vec<_> = (0..40).map(|text| (proxies[0].serve(text, 30), warm)).collect();
+    agree(&proxies);
+    until("all is kept", || kept(&server, &proxies[0]) >= 40 * 29 * 8);
+    fault(&mut server);
+    until("all is kept again", || kept(&server, &proxies[0]) >= 40 * 29 * 8);
+    relay.cut();
+    let start = SystemInstant::now();
+    let newcomer = Proxy::start(&server.url(), 0xb1);
+    until("it knows what was kept", || ask(&newcomer, 40) == placed);
+    println!("warm after {:?}", start.elapsed());
+}

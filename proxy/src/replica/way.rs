@@ -1,0 +1,324 @@
+//! The way to other proxies: what the threads of this module know together, and what they tell the
+//! engine of it.
+//!
+//! Owns when the way counts as whole, what follows when it becomes so, and what is logged. Does not
+//! talk to Redis.
+
+use super::Named;
+use super::keep::Kept;
+use crate::redis_url::{Redis, RedisUrl};
+use crate::shared::SharedEngine;
+use std::collections::BTreeMap;
+use std::mem::discriminant;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use vllm_proxy_core::engine::{Company, Input, Lend, Link, ReplicaReport};
+use vllm_proxy_core::fleet::ProxyId;
+
+/// How long own words may not come back before the way counts as lost. They are told once a second
+/// at least, and others forget a proxy after the same time.
+const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// How often another proxy is asked for all that it knows, at most.
+const ASK_GAP: Duration = Duration::from_secs(5);
+
+/// How often the engine is told of the way though nothing changed.
+const REPORT_GAP: Duration = Duration::from_secs(1);
+
+/// How often another reason for the same trouble is logged, at most.
+const REASON_GAP: Duration = Duration::from_secs(60);
+
+/// The threads, as those in which something can be wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Part {
+    Hear,
+    Tell,
+    Keep,
+}
+
+/// What the thread that tells has to do beside the engine's updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Orders {
+    /// To tell all that the engine knows.
+    pub(super) snapshot: bool,
+    /// To ask another proxy to do so.
+    pub(super) ask: bool,
+}
+
+/// What the threads share.
+#[derive(Debug)]
+pub(super) struct Way {
+    pub(super) shared: Arc<SharedEngine>,
+    pub(super) url: RedisUrl,
+    pub(super) own: ProxyId,
+    pub(super) channel: String,
+    pub(super) kept: Kept,
+    named: Named,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whether and since when all that is published comes here.
+    subscribed: Option<Instant>,
+    /// When an own word last came back, on this subscription.
+    echo: Option<Instant>,
+    /// An own word that is on its way, and since when.
+    sent: Option<(u64, Instant)>,
+    lag: Option<Duration>,
+    link: Option<Link>,
+    /// How often words did not come back: connections from before then are not to be trusted.
+    silences: u64,
+    orders: Orders,
+    asked: Option<Instant>,
+    company: Company,
+    trouble: BTreeMap<Part, String>,
+    lost_batches: u64,
+    unreadable: u64,
+    reported: Option<Instant>,
+    logged: Option<(Entry, Instant)>,
+    /// Whether the way was ever whole, so that there may be others.
+    others: bool,
+}
+
+impl Way {
+    pub(super) fn new(
+        shared: Arc<SharedEngine>,
+        url: RedisUrl,
+        named: Named,
+        own: ProxyId,
+    ) -> Self {
+        let channel = format!("vllm-proxy:1:{}", url.db);
+        let (kept, state) = (Kept::default(), Mutex::default());
+        Self { shared, url, own, channel, kept, named, state }
+    }
+
+    /// The subscription holds: what is published from now on comes here.
+    pub(super) fn subscribed(&self, now: Instant) {
+        let mut state = self.lock();
+        (state.subscribed, state.echo) = (Some(now), None);
+        state.trouble.remove(&Part::Hear);
+    }
+
+    /// Something is wrong with a part.
+    pub(super) fn trouble(&self, part: Part, reason: String, now: Instant) {
+        let mut state = self.lock();
+        if part == Part::Hear {
+            (state.subscribed, state.echo) = (None, None);
+        }
+        let news = state.trouble.insert(part, reason.clone()) != Some(reason);
+        if news {
+            state.reported = None;
+        }
+        drop(state);
+        self.look(now);
+    }
+
+    /// A part works again.
+    pub(super) fn works(&self, part: Part) {
+        if self.lock().trouble.remove(&part).is_some() {
+            log::debug!(part:?; "Redis works again");
+        }
+    }
+
+    /// An own word leaves. Of those on their way one at a time is measured.
+    pub(super) fn sent(&self, number: u64, now: Instant) {
+        let mut state = self.lock();
+        if state.sent.is_none_or(|(_, since)| now.duration_since(since) > SILENCE_MAX) {
+            state.sent = Some((number, now));
+        }
+    }
+
+    /// An own word came back.
+    pub(super) fn echo(&self, number: u64, now: Instant) {
+        let mut state = self.lock();
+        state.echo = Some(now);
+        if let Some((sent, since)) = state.sent
+            && sent <= number
+        {
+            state.sent = None;
+            if sent == number {
+                state.lag = Some(now.duration_since(since));
+            }
+        }
+    }
+
+    /// Whether it is not known yet if the way is whole, and would be now.
+    pub(super) fn is_unknown(&self) -> bool {
+        let state = self.lock();
+        state.echo.is_some() && state.link != Some(Link::Whole)
+    }
+
+    /// What was to be told did not leave.
+    pub(super) fn lost_batch(&self) {
+        self.lock().lost_batches += 1;
+    }
+
+    /// A connection to publish on is there. What was published on the one before may be lost.
+    pub(super) fn publishes(&self) {
+        let mut state = self.lock();
+        state.trouble.remove(&Part::Tell);
+        state.orders.snapshot = true;
+    }
+
+    /// Something that is no word was heard.
+    pub(super) fn unreadable(&self) {
+        self.lock().unreadable += 1;
+    }
+
+    /// Another proxy wants to be told all.
+    pub(super) fn asked(&self) {
+        self.lock().orders.snapshot = true;
+    }
+
+    /// What there is to do, which is taken with it. Who asks another must find one, or say so by
+    /// [`unasked`](Self::unasked).
+    pub(super) fn take_orders(&self) -> Orders {
+        std::mem::take(&mut self.lock().orders)
+    }
+
+    /// Nobody was there to be asked.
+    pub(super) fn unasked(&self) {
+        self.lock().orders.ask = true;
+    }
+
+    /// How often the way fell silent: a connection that was made before it last did may be dead.
+    pub(super) fn silences(&self) -> u64 {
+        self.lock().silences
+    }
+
+    /// Looks whether the way is whole, and tells the engine if that changed. `false`: own words do
+    /// not come back though somebody listens, so that both connections are to be made anew.
+    pub(super) fn look(&self, now: Instant) -> bool {
+        let mut state = self.lock();
+        let silent = state.is_silent(now);
+        let link = if silent { Some(Link::Lost) } else { state.echo.map(|_| Link::Whole) };
+        // Just subscribed: not known yet.
+        let link = link.or(state.link);
+        if silent && state.subscribed.take().is_some() {
+            (state.echo, state.silences) = (None, state.silences + 1);
+        }
+        let changed = state.link != link;
+        state.link = link;
+        if changed && link == Some(Link::Whole) {
+            // What was said meanwhile was not heard, here or there.
+            state.orders = Orders { snapshot: true, ask: true };
+            state.asked = Some(now);
+            state.others = true;
+        }
+        let due = state.reported.is_none_or(|last| now.duration_since(last) >= REPORT_GAP);
+        let report = (changed || due).then(|| state.report(now));
+        let entry = state.entry(now);
+        // Where Redis was only looked for and never found, no other proxy is missed.
+        let expected = state.others || self.named == Named::Yes;
+        drop(state);
+        if let Some((link, _)) = link.filter(|_| changed).zip(expected.then_some(())) {
+            self.shared.tell(Input::Link(link));
+        }
+        if let Some(report) = report {
+            self.shared.tell(Input::Replica(report));
+            self.mind(now);
+        }
+        if let Some(entry) = entry {
+            self.log(&entry);
+        }
+        !silent
+    }
+
+    /// What was missed is asked for, what was dropped is told by a snapshot.
+    fn mind(&self, now: Instant) {
+        let company = (&*self.shared as &dyn Lend).with(|engine| engine.company());
+        let mut state = self.lock();
+        state.orders.snapshot |= company.dropped > state.company.dropped;
+        let patient = state.asked.is_some_and(|asked| now.duration_since(asked) < ASK_GAP);
+        if company.missed > state.company.missed && !patient {
+            state.orders.ask = true;
+            state.asked = Some(now);
+            state.company.missed = company.missed;
+        }
+        state.company.dropped = company.dropped;
+    }
+
+    fn log(&self, entry: &Entry) {
+        let redis = Redis::At(self.url.clone());
+        match entry {
+            Entry::Works => log::info!(redis:%; "sharing with other proxies through Redis"),
+            Entry::Fails(reason) => log::warn!(
+                redis:%, reason = reason.as_str();
+                "Redis cannot be used: requests are routed by what this proxy knows"
+            ),
+            Entry::Lacks(reason) => log::warn!(
+                redis:%, reason = reason.as_str();
+                "nothing is kept in Redis for proxies that start"
+            ),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Whether own words do not come back.
+    fn is_silent(&self, now: Instant) -> bool {
+        let heard = self.echo.or(self.subscribed);
+        heard.is_none_or(|heard| now.duration_since(heard) > SILENCE_MAX)
+    }
+
+    /// Why the way is not whole.
+    fn reason(&self) -> Option<&str> {
+        let known = [Part::Hear, Part::Tell].iter().find_map(|part| self.trouble.get(part));
+        match self.link {
+            Some(Link::Lost) => {
+                Some(known.map_or("what is published does not come back", String::as_str))
+            }
+            Some(Link::Whole) | None => None,
+        }
+    }
+
+    fn report(&mut self, now: Instant) -> ReplicaReport {
+        self.reported = Some(now);
+        let reason = self.reason().or(self.trouble.get(&Part::Keep).map(String::as_str));
+        ReplicaReport {
+            connected: self.link == Some(Link::Whole),
+            lag: self.lag.filter(|_| self.link == Some(Link::Whole)),
+            lost_batches: self.lost_batches,
+            unreadable: self.unreadable,
+            reason: reason.map(Into::into),
+        }
+    }
+
+    /// What is to be logged now, if anything: that it works, that it does not and why, each once;
+    /// another reason for the same trouble now and then.
+    fn entry(&mut self, now: Instant) -> Option<Entry> {
+        let entry = match (self.reason(), self.link) {
+            (Some(reason), _) => Entry::Fails(reason.to_owned()),
+            (None, Some(Link::Whole)) => match self.trouble.get(&Part::Keep) {
+                Some(reason) => Entry::Lacks(reason.clone()),
+                None => Entry::Works,
+            },
+            (None, Some(Link::Lost) | None) => return None,
+        };
+        let news = match &self.logged {
+            None => true,
+            Some((last, _)) if *last == entry => false,
+            Some((last, at)) => {
+                discriminant(last) != discriminant(&entry) || now.duration_since(*at) > REASON_GAP
+            }
+        };
+        news.then(|| {
+            self.logged = Some((entry.clone(), now));
+            entry
+        })
+    }
+}
+
+/// An entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Entry {
+    Works,
+    Fails(String),
+    /// It works, but for the logs.
+    Lacks(String),
+}
