@@ -231,8 +231,7 @@ impl Engine {
                 if proxy == sharing.own {
                     continue;
                 }
-                let Some((place, taken)) = sharing.peers.introduce(proxy, now) else { continue };
-                self.fleet.replace_proxy(taken);
+                let Some(place) = sharing.peers.introduce(proxy, now) else { continue };
                 self.fleet.hear_counter(id, place, tokens);
             }
             self.fleet.hear(id, about, word, now);

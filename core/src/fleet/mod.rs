@@ -7,6 +7,7 @@
 mod adapters;
 mod counts;
 mod health;
+mod hear;
 mod knowledge;
 mod learned;
 mod lent;
@@ -31,6 +32,7 @@ pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
 pub use update::{
     About, BackendName, Clock, Head, InHand, Lesson, Placed, PromptLength, ProxyId, Update,
+    UpdateError, Word,
 };
 
 use crate::rng::Rng;

@@ -1,10 +1,9 @@
 //! Peers: the other proxies that tell us what they do, and what they have in hand.
 //!
-//! Owns who is known and alive, what each has in hand at a backend, and how the fleet takes what
-//! they tell. Does not know how words come here.
+//! Owns who is known and alive, and what each has in hand at a backend. Does not know how words
+//! come here, or what else follows from them.
 
-use crate::fleet::update::{About, BackendName, Head, InHand, Lesson, ProxyId};
-use crate::fleet::{BackendId, Fact, Fleet};
+use crate::fleet::update::{BackendName, Head, InHand, ProxyId};
 use crate::time::{Duration, Instant};
 use alloc::vec::Vec;
 
@@ -16,6 +15,12 @@ pub(crate) const LEASE: Duration = Duration::from_secs(3);
 /// Other proxies known at once, alive or not: as many as the prefix index tells apart. The share of
 /// others is not counted.
 const PEERS_MAX: usize = 62;
+
+/// No proxy counts its words beyond this: at a million a second that takes nine years.
+const NUMBER_MAX: u64 = 1 << 48;
+/// Nobody misses so many words of a proxy that he knows. One damaged number taken at its word would
+/// make all later ones of that proxy old.
+const NUMBERS_AHEAD: u64 = 1 << 32;
 
 /// Two proxies that see a backend come back within this time have seen the same: probes are at
 /// most 6 s apart, and no engine starts twice that quickly.
@@ -75,14 +80,19 @@ pub(crate) struct Peers {
 }
 
 impl Peers {
-    /// A word with this number came. `None` if there are too many proxies. The second is a place
-    /// that another proxy had until now.
+    /// A word with this number came. `None` if there are too many proxies, or no proxy would give
+    /// it this number. The second is a place that another proxy had until now.
     pub(crate) fn hear(
         &mut self,
         id: ProxyId,
         number: u64,
         now: Instant,
     ) -> Option<(Word, Option<Place>)> {
+        let known = self.peers.iter().find(|peer| peer.id == id && peer.number > 0);
+        let ahead_max = known.map_or(NUMBER_MAX, |peer| peer.number.saturating_add(NUMBERS_AHEAD));
+        if number > ahead_max.min(NUMBER_MAX) {
+            return None;
+        }
         let (place, taken) = self.place(id, number == 1, now)?;
         let peer = &mut self.peers[place.index() - 1];
         let ahead = number.saturating_sub(peer.number);
@@ -112,13 +122,12 @@ impl Peers {
         Some((word, taken))
     }
 
-    /// The place of a proxy that another speaks of, with the place that it took from a third.
-    pub(crate) fn introduce(
-        &mut self,
-        id: ProxyId,
-        now: Instant,
-    ) -> Option<(Place, Option<Place>)> {
-        self.place(id, false, now)
+    /// The place of a proxy that another speaks of. It takes nobody's: two proxies that remember
+    /// others of those that are long gone would tell each other of them for ever.
+    pub(crate) fn introduce(&mut self, id: ProxyId, now: Instant) -> Option<Place> {
+        let known = self.peers.iter().any(|peer| peer.id == id);
+        let room = known || self.peers.len() < PEERS_MAX;
+        room.then(|| self.place(id, false, now))?.map(|(place, _)| place)
     }
 
     /// All that are known, with their places.
@@ -318,77 +327,6 @@ impl Shared {
     }
 }
 
-impl Fleet {
-    /// A request taught something of a backend, here or at another proxy.
-    pub(crate) fn learn(&mut self, id: BackendId, lesson: Lesson) {
-        let Some(backend) = super::find(&mut self.backends, id) else { return };
-        match lesson {
-            Lesson::Pace { work, time } => backend.load.learn_pace(work, time),
-            Lesson::Cached { promised_tokens, cached_tokens, chunk_tokens, had_more } => {
-                backend.window.told();
-                backend.trust.learn(promised_tokens, cached_tokens, u64::from(chunk_tokens));
-                // More than was promised says that the cache is larger than believed only where a
-                // chunk was believed to be gone. Otherwise it is the answer before this turn, which
-                // nobody hashes.
-                let cached_tokens =
-                    if had_more { cached_tokens } else { cached_tokens.min(promised_tokens) };
-                if let Some(index) = &mut self.index {
-                    index.feedback(id, promised_tokens, cached_tokens, chunk_tokens);
-                }
-            }
-        }
-    }
-
-    /// Another proxy says this of a backend; `None` for the word if it is a page of a snapshot.
-    pub(crate) fn hear(&mut self, id: BackendId, about: &About, word: Option<Word>, now: Instant) {
-        let Some(backend) = super::find(&mut self.backends, id) else { return };
-        if let (Some(word), Some(in_hand)) = (word.filter(|word| word.lives), &about.in_hand) {
-            backend.load.others.hear(word.place, word.number, in_hand, now);
-        }
-        let lost = backend.shared.told(about.generation, now);
-        let current = about.generation == backend.shared.generation();
-        if word.is_some_and(|word| word.new) && current {
-            about.lessons.iter().for_each(|&lesson| self.learn(id, lesson));
-        }
-        let Some(index) = &mut self.index else { return };
-        if lost {
-            index.wipe(id);
-        }
-        // The counter first: what was placed is stamped by a clock that counts it.
-        if let Some(Word { place, since_start, .. }) = word {
-            let tokens = about.inserted_tokens;
-            if since_start {
-                index.merge_whole_counter(id, place.index(), tokens);
-            } else {
-                index.merge_counter(id, place.index(), tokens);
-            }
-        }
-        if let Some(clock) = &about.clock {
-            index.merge_clock(id, Place::FORGOTTEN.index(), clock.inserted_tokens);
-            index.merge_fresh(id, clock.fresh_tokens);
-        }
-        for placed in about.placed.iter().filter(|_| current) {
-            for &chunk in &placed.chunks {
-                index.merge(Fact { backend: id, chunk, stamp: placed.stamp });
-            }
-        }
-    }
-
-    /// Another proxy says what a third has inserted at a backend.
-    pub(crate) fn hear_counter(&mut self, id: BackendId, of: Place, tokens: u64) {
-        if let Some(index) = &mut self.index {
-            index.merge_counter(id, of.index(), tokens);
-        }
-    }
-
-    /// A place is another proxy's from now on.
-    pub(crate) fn replace_proxy(&mut self, taken: Option<Place>) {
-        if let (Some(place), Some(index)) = (taken, &mut self.index) {
-            index.replace_proxy(place.index(), Place::FORGOTTEN.index());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -408,12 +346,14 @@ mod tests {
     #[case::missed_for_sure(&[1, 3, 67], &[1, 3, 67], 1)]
     #[case::late_within_the_window(&[1, 65, 2, 66], &[1, 65, 2, 66], 0)]
     #[case::a_long_gap(&[1, 1_001, 500], &[1, 1_001], 936)]
-    #[case::as_far_as_can_be(&[1, u64::MAX, 1], &[1, u64::MAX], u64::MAX - 65)]
+    #[case::as_far_as_can_be(&[1, (1 << 32) + 1, 1], &[1, (1 << 32) + 1], (1 << 32) - 64)]
+    #[case::farther_than_anybody_misses(&[1, (1 << 32) + 2, 2, 3], &[1, 2, 3], 0)]
+    #[case::what_nobody_counts_to(&[(1 << 48) + 1, u64::MAX, 1 << 48], &[1 << 48], 0)]
+    #[case::close_to_that(&[1 << 48, (1 << 48) + 1], &[1 << 48], 0)]
     fn words_are_news_once(#[case] numbers: &[u64], #[case] news: &[u64], #[case] missed: u64) {
         let mut peers = Peers::default();
         let mut hear = |number: &&u64| {
-            let heard = peers.hear(ProxyId(7), **number, at(0));
-            heard.expect("there is room").0.new
+            peers.hear(ProxyId(7), **number, at(0)).is_some_and(|(word, _)| word.new)
         };
         let heard: Vec<u64> = numbers.iter().filter(&mut hear).copied().collect();
         assert_eq!((&*heard, peers.missed()), (news, missed));
@@ -451,7 +391,9 @@ mod tests {
             assert_eq!(taken, None);
         }
         assert_eq!(peers.hear(ProxyId(900), 1, at(100)), None, "all are alive");
+        assert_eq!(peers.introduce(ProxyId(5), at(100)), Some(Place(6)));
         while peers.expire(at(10_000)).is_some() {}
+        assert_eq!(peers.introduce(ProxyId(900), at(10_000)), None, "nobody lives who says so");
         peers.hear(ProxyId(0), 2, at(10_000));
         let (word, taken) = peers.hear(ProxyId(900), 1, at(10_000)).expect("there is room");
         assert_eq!((word.place, taken), (Place(2), Some(Place(2))));

@@ -1,7 +1,7 @@
 //! Update: what one proxy tells the others, and how backends are named between them.
 //!
-//! Owns the words. Does not know how they travel or what becomes of them where they are heard (see
-//! [`Engine`](crate::engine::Engine)).
+//! Owns the words, and how they look as bytes. Does not know how they travel or what becomes of
+//! them where they are heard (see [`Engine`](crate::engine::Engine)).
 //!
 //! **Invariant: states, never changes of states.** What a proxy has in hand is told whole each time
 //! it changes, and the greatest [number](Update::number) counts; counters and generations only
@@ -11,6 +11,12 @@
 //! **Invariant: no dates.** Clocks of two machines differ. What has a time is told by its age at
 //! the moment the update was made; on its way it grows no older, so a queue seems longer by what
 //! its head computes meanwhile.
+
+mod bytes;
+mod codec;
+mod word;
+
+pub use word::{UpdateError, Word};
 
 use crate::fleet::Address;
 use crate::rng::mix;

@@ -15,12 +15,14 @@ mod body;
 mod exchange;
 mod form;
 mod head;
+mod update;
 mod websocket;
 
 pub use body::body;
 pub use exchange::exchange;
 pub use form::form;
 pub use head::head;
+pub use update::update;
 pub use websocket::websocket;
 
 use serde_json::Value;
@@ -82,6 +84,7 @@ mod tests {
         replay("exchange", super::exchange);
         replay("form", super::form);
         replay("head", super::head);
+        replay("update", super::update);
         replay("websocket", super::websocket);
     }
 

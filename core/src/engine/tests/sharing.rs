@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::fleet::{
-    About, BackendName, Fact, InHand, Lesson, Placed, PrefixIndex, PromptLength, ProxyId, Standing,
-    Update,
+    About, BackendName, Clock, Fact, InHand, Lesson, Placed, PrefixIndex, PromptLength, ProxyId,
+    Standing, Update,
 };
 use crate::rng::{Rng, mix};
 use crate::route::{Change, Echo};
@@ -709,7 +709,7 @@ fn no_word_does_harm() {
             head: Some(crate::fleet::Head { age: age(any()), uncached }),
             first_token_age: Some(age(any())),
         };
-        let clock = crate::fleet::Clock {
+        let clock = Clock {
             counters: Vec::from([(ProxyId(any()), any()), (ProxyId(any()), any())]),
             inserted_tokens: any(),
             fresh_tokens: any(),
@@ -746,6 +746,56 @@ fn no_word_does_harm() {
     let now = net.rigs[0].now;
     let backend = net.rigs[0].engine.fleet.backend_mut(id).expect("it is there");
     assert_eq!(backend.load.standing(now).in_flight, 1, "nothing of it stays");
+    net.finish_all();
+}
+
+/// What is counted for ever leaves room to count on, whatever anybody says.
+#[rstest]
+#[case::losses(|about: &mut About, _: &mut u64| about.generation = u32::MAX)]
+#[case::insertions(|about: &mut About, _: &mut u64| about.inserted_tokens = u64::MAX)]
+#[case::a_clock(|about: &mut About, _: &mut u64| {
+    let clock = Clock { counters: Vec::new(), inserted_tokens: u64::MAX, fresh_tokens: u64::MAX };
+    about.clock = Some(clock);
+})]
+#[case::a_counter(|about: &mut About, _: &mut u64| {
+    let counters = Vec::from([(ProxyId(101), u64::MAX), (ProxyId(9), u64::MAX)]);
+    about.clock = Some(Clock { counters, inserted_tokens: 0, fresh_tokens: 0 });
+})]
+#[case::words(|_: &mut About, number: &mut u64| *number = u64::MAX)]
+#[case::stamps(|about: &mut About, _: &mut u64| {
+    about.placed = Vec::from([Placed { stamp: 1 << 31, chunks: prompt(1, 6) }]);
+})]
+fn no_count_is_driven_to_its_end(#[case] lie: fn(&mut About, &mut u64)) {
+    let mut net = Net::new(2);
+    net.arrive();
+    for number in 0..4 {
+        net.send(1, &prompt(number, 6), true);
+        net.arrive();
+    }
+    net.finish_all();
+    net.arrive();
+    net.agree("before the lies");
+    let last = net.log.iter().rev().find(|update| update.proxy == ProxyId(101)).cloned();
+    let last = last.expect("it told much");
+    let backend = BackendName::of(&spec(0, 0).address);
+    for number in [last.number + 1, 0] {
+        let mut about = About::of(backend, 0);
+        let mut number = number;
+        lie(&mut about, &mut number);
+        let told = Update { number, about: Vec::from([about]), ..last.clone() };
+        net.hear(0, &told);
+    }
+    let missed = net.rigs[0].engine.company().missed;
+    assert_eq!(missed, 0);
+    // All that follows is heard and counts: placements, losses, and what is in hand.
+    net.clear(1, 0);
+    for number in 10..20 {
+        net.send(1, &prompt(number, 6), true);
+        net.arrive();
+    }
+    net.agree("after the lies");
+    assert_eq!(net.in_flight(0), 10);
+    assert_eq!(net.rigs[0].engine.company().alive, 1);
     net.finish_all();
 }
 

@@ -1,0 +1,106 @@
+//! Hearing: what the fleet makes of what other proxies tell of a backend.
+//!
+//! Owns what is believed of it. Does not know who they are (see [`peers`](super::peers)).
+//!
+//! **Invariant: no word does lasting harm.** Whoever writes where proxies listen can make choices
+//! worse, for as long as he does. So no number that only grows is taken beyond where it leaves room
+//! to grow, and none is added up without a bound.
+
+use crate::fleet::update::{About, Lesson};
+use crate::fleet::{BackendId, Fact, Fleet, Place, peers::Word};
+use crate::time::Instant;
+
+/// A proxy that was away heard of no more losses than this: of one a second for half a year.
+/// Who counts as far as can be counted would be the last to be heard of any loss.
+const LOSSES_AHEAD: u32 = 1 << 24;
+
+/// Nobody inserts more tokens at a backend: of a million a second in nine years. What 64 proxies
+/// insert, and those before them, is far from what a clock can count.
+const INSERTED_MAX: u64 = 1 << 48;
+/// Nor do all proxies together.
+const CLOCK_MAX: u64 = 1 << 56;
+
+/// Whether this may be true of a backend that is known to have had so many losses. What it says of
+/// times and loads is bounded where it is used, and stamps are as near to the clock as may be.
+fn is_believable(about: &About, generation: u32) -> bool {
+    let inserted = about.clock.as_ref().map_or(0, |clock| clock.inserted_tokens);
+    about.generation <= generation.saturating_add(LOSSES_AHEAD)
+        && about.inserted_tokens <= INSERTED_MAX
+        && inserted <= CLOCK_MAX
+}
+
+impl Fleet {
+    /// A request taught something of a backend, here or at another proxy.
+    pub(crate) fn learn(&mut self, id: BackendId, lesson: Lesson) {
+        let Some(backend) = super::find(&mut self.backends, id) else { return };
+        match lesson {
+            Lesson::Pace { work, time } => backend.load.learn_pace(work, time),
+            Lesson::Cached { promised_tokens, cached_tokens, chunk_tokens, had_more } => {
+                backend.window.told();
+                backend.trust.learn(promised_tokens, cached_tokens, u64::from(chunk_tokens));
+                // More than was promised says that the cache is larger than believed only where a
+                // chunk was believed to be gone. Otherwise it is the answer before this turn, which
+                // nobody hashes.
+                let cached_tokens =
+                    if had_more { cached_tokens } else { cached_tokens.min(promised_tokens) };
+                if let Some(index) = &mut self.index {
+                    index.feedback(id, promised_tokens, cached_tokens, chunk_tokens);
+                }
+            }
+        }
+    }
+
+    /// Another proxy says this of a backend; `None` for the word if it is a page of a snapshot.
+    pub(crate) fn hear(&mut self, id: BackendId, about: &About, word: Option<Word>, now: Instant) {
+        let Some(backend) = super::find(&mut self.backends, id) else { return };
+        if !is_believable(about, backend.shared.generation()) {
+            return;
+        }
+        if let (Some(word), Some(in_hand)) = (word.filter(|word| word.lives), &about.in_hand) {
+            backend.load.others.hear(word.place, word.number, in_hand, now);
+        }
+        let lost = backend.shared.told(about.generation, now);
+        let current = about.generation == backend.shared.generation();
+        if word.is_some_and(|word| word.new) && current {
+            about.lessons.iter().for_each(|&lesson| self.learn(id, lesson));
+        }
+        let Some(index) = &mut self.index else { return };
+        if lost {
+            index.wipe(id);
+        }
+        // The counter first: what was placed is stamped by a clock that counts it.
+        if let Some(Word { place, since_start, .. }) = word {
+            let tokens = about.inserted_tokens;
+            if since_start {
+                index.merge_whole_counter(id, place.index(), tokens);
+            } else {
+                index.merge_counter(id, place.index(), tokens);
+            }
+        }
+        if let Some(clock) = &about.clock {
+            index.merge_clock(id, Place::FORGOTTEN.index(), clock.inserted_tokens);
+            index.merge_fresh(id, clock.fresh_tokens);
+        }
+        for placed in about.placed.iter().filter(|_| current) {
+            for &chunk in &placed.chunks {
+                index.merge(Fact { backend: id, chunk, stamp: placed.stamp });
+            }
+        }
+    }
+
+    /// Another proxy says what a third has inserted at a backend.
+    pub(crate) fn hear_counter(&mut self, id: BackendId, of: Place, tokens: u64) {
+        if let Some(index) = &mut self.index
+            && tokens <= INSERTED_MAX
+        {
+            index.merge_counter(id, of.index(), tokens);
+        }
+    }
+
+    /// A place is another proxy's from now on.
+    pub(crate) fn replace_proxy(&mut self, taken: Option<Place>) {
+        if let (Some(place), Some(index)) = (taken, &mut self.index) {
+            index.replace_proxy(place.index(), Place::FORGOTTEN.index());
+        }
+    }
+}
