@@ -8,6 +8,7 @@ use crate::cli::{GlobalArgs, HealthArgs, ServerArgs};
 use crate::health::Address;
 use crate::logging::{Format, Level};
 use crate::redis_url::Redis;
+use crate::replica::Named;
 use crate::secret::Secret;
 use crate::upstream::{self, Upstream};
 use crate::usage::{Invalid, UsageError};
@@ -27,6 +28,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Globals {
     pub(crate) redis: Redis,
+    /// Whether somebody said where Redis is.
+    pub(crate) redis_named: Named,
     pub(crate) level: Level,
     pub(crate) log_format: Format,
     /// `None`: never.
@@ -145,8 +148,10 @@ fn everything(
     let level = read.variable("VLLM_PXY_VERBOSITY", &Level::parse)?.unwrap_or(Level::Info);
     let format = read.value(&globals.log_format, LOG_FORMAT, &Format::parse)?;
     let timeout = read.value(&globals.http_timeout, HTTP_TIMEOUT, &values::http_timeout)?;
+    let redis = read.value(&globals.redis, REDIS, &Redis::parse)?;
     let globals = Globals {
-        redis: read.value(&globals.redis, REDIS, &Redis::parse)?.unwrap_or_else(Redis::local),
+        redis_named: if redis.is_some() { Named::Yes } else { Named::No },
+        redis: redis.unwrap_or_else(Redis::local),
         level: level.louder(i32::from(globals.verbose) - i32::from(globals.quiet)),
         log_format: format.unwrap_or_else(|| Format::usual(std::io::stdout().is_terminal())),
         http_timeout: timeout.unwrap_or(Some(60 * MINUTE)),

@@ -55,6 +55,7 @@ pub(crate) fn run(globals: &Globals, args: &Args) -> Result<(), String> {
         .map_err(|error| format!("cannot set up the proxy: {error}"))?;
     let globals = Globals {
         redis: off.redis,
+        redis_named: off.redis_named,
         level: globals.level,
         log_format: globals.log_format,
         http_timeout: globals.http_timeout,

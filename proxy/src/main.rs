@@ -9,6 +9,7 @@ mod memory;
 mod mock;
 mod prober;
 mod redis_url;
+mod replica;
 mod secret;
 mod serve;
 mod shared;

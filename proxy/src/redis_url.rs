@@ -10,7 +10,7 @@ use crate::values::{Host, host_and_port, number};
 use std::fmt;
 
 const EXPECTED: &str = "redis://[user:password@]host[:port][/db], rediss:// for TLS, \
-                        redis+unix:///path, local or off";
+                        redis+unix://[user:password@]/path[?db=0], local or off";
 const PORT: u16 = 6379;
 /// Redis's own `databases` is an `int`.
 const DB_MAX: u64 = i32::MAX as u64;
@@ -86,21 +86,45 @@ impl RedisUrl {
             None => (None, None),
         };
         let (host, port) = host_and_port(address).ok_or(" (the host or port is not one)")?;
-        let db = if db.is_empty() { Some(0) } else { number(db).filter(|db| *db <= DB_MAX) };
-        let db = db.and_then(|db| u32::try_from(db).ok()).ok_or(" (the database is a number)")?;
+        let db = if db.is_empty() { Some(0) } else { database(db) };
+        let db = db.ok_or(" (the database is a number)")?;
         let server = Server::Tcp { host, port: port.unwrap_or(PORT), tls };
         Ok(Self { server, user, password, db })
     }
 
-    fn unix(path: &str) -> Result<Self, &'static str> {
-        if !path.starts_with('/') || path.len() > UNIX_PATH_BYTES_MAX {
+    fn unix(rest: &str) -> Result<Self, &'static str> {
+        // A path may hold an `@`; what is before the first `/` is none of it.
+        let (user_info, path) = match rest.find('/').map(|at| rest.split_at(at)) {
+            Some(("", path)) => (None, path),
+            Some((user_info, path)) => {
+                let user_info = user_info.strip_suffix('@');
+                (Some(user_info.ok_or(" (the path is absolute and of at most 107 bytes)")?), path)
+            }
+            None => return Err(" (the path is absolute and of at most 107 bytes)"),
+        };
+        let (user, password) = match user_info {
+            Some(user_info) => credentials(user_info)?,
+            None => (None, None),
+        };
+        let (path, db) = match path.split_once('?') {
+            Some((path, query)) => (path, query.strip_prefix("db=").map(database)),
+            None => (path, Some(Some(0))),
+        };
+        let db = db.flatten().ok_or(" (nothing but ?db= and a number can follow the path)")?;
+        if path.len() > UNIX_PATH_BYTES_MAX {
             return Err(" (the path is absolute and of at most 107 bytes)");
         }
-        if path.contains(['?', '#']) || path.chars().any(char::is_control) {
-            return Err(" (nothing but a path can follow redis+unix://)");
+        if path.contains('#') || path.chars().any(char::is_control) {
+            return Err(" (nothing but ?db= and a number can follow the path)");
         }
-        Ok(Self { server: Server::Unix(path.to_owned()), user: None, password: None, db: 0 })
+        Ok(Self { server: Server::Unix(path.to_owned()), user, password, db })
     }
+}
+
+/// The number of a database.
+fn database(text: &str) -> Option<u32> {
+    let db = number(text).filter(|db| *db <= DB_MAX)?;
+    u32::try_from(db).ok()
 }
 
 /// `user:password` or `:password`, with `%` escapes.
@@ -142,8 +166,11 @@ impl fmt::Display for Redis {
             Self::At(RedisUrl { server: Server::Tcp { host, port, tls }, db, .. }) => {
                 write!(f, "redis{}://{host}:{port}/{db}", if *tls { "s" } else { "" })
             }
-            Self::At(RedisUrl { server: Server::Unix(path), .. }) => {
+            Self::At(RedisUrl { server: Server::Unix(path), db: 0, .. }) => {
                 write!(f, "redis+unix://{path}")
+            }
+            Self::At(RedisUrl { server: Server::Unix(path), db, .. }) => {
+                write!(f, "redis+unix://{path}?db={db}")
             }
         }
     }
@@ -164,6 +191,8 @@ mod tests {
     #[case::tls("rediss://me:hunter2@cache", "rediss://cache:6379/0")]
     #[case::ipv6("redis://[::1]:7000", "redis://[::1]:7000/0")]
     #[case::unix("redis+unix:///run/redis.sock", "redis+unix:///run/redis.sock")]
+    #[case::unix_all("redis+unix://me:hunter2@/run/r@1?db=3", "redis+unix:///run/r@1?db=3")]
+    #[case::unix_at("redis+unix:///run/a@b", "redis+unix:///run/a@b")]
     fn valid(#[case] text: &str, #[case] shown: &str) {
         let redis = Redis::parse(text).unwrap();
         assert_eq!(redis.to_string(), shown);
@@ -202,6 +231,10 @@ mod tests {
     #[case::query("redis://cache?password=hunter2")]
     #[case::unix_relative("redis+unix://redis.sock")]
     #[case::unix_query("redis+unix:///redis.sock?pass=hunter2")]
+    #[case::unix_db("redis+unix:///redis.sock?db=x")]
+    #[case::unix_hash("redis+unix:///redis.sock#hunter2")]
+    #[case::unix_no_path("redis+unix://me:hunter2@")]
+    #[case::unix_no_user_info("redis+unix://hunter2/redis.sock")]
     #[case::upper_case_word("OFF")]
     fn invalid(#[case] text: &str) {
         let invalid = Redis::parse(text).unwrap_err();

@@ -3,9 +3,10 @@
 //! Knows which parts there are and who holds which; what each does is its own affair.
 
 use crate::config::{Globals, Runtime, Server, policy_name};
+use crate::redis_url::Redis;
 use crate::shared::{Clock, SharedEngine};
 use crate::values::Host;
-use crate::{logging, memory, prober, stop};
+use crate::{logging, memory, prober, replica, stop};
 use smol::channel;
 use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
@@ -16,6 +17,7 @@ use std::time::{Instant as SystemInstant, SystemTime};
 use std::{io, process, thread};
 use vllm_proxy_core::config::{Config, Limits, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Lend};
+use vllm_proxy_core::fleet::ProxyId;
 
 /// Serves until a signal stops it. The error is one line, without what the log has said.
 pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
@@ -28,6 +30,12 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
     let start = SystemInstant::now();
     let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     let upstreams = std::mem::take(&mut server.upstreams);
+    let redis = match &globals.redis {
+        Redis::Off => None,
+        Redis::At(url) => Some(url.clone()),
+    };
+    // Numbers and counters begin anew with each process, and so does its name among proxies.
+    let own = RandomState::new().hash_one((process::id(), epoch));
     let config = Config {
         policy: server.policy,
         default_model: server.default_model.clone(),
@@ -40,7 +48,7 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         } else {
             0
         },
-        proxy: None,
+        proxy: redis.is_some().then_some(own),
     };
     let limits = Limits {
         body_bytes_max: server.max_body,
@@ -81,6 +89,10 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
 
     prober::start(Arc::clone(&shared), orders, upstreams, server.backend_key.take())
         .map_err(|error| format!("cannot start the prober: {error}"))?;
+    if let Some(url) = redis {
+        replica::start(Arc::clone(&shared), url, globals.redis_named, ProxyId(own))
+            .map_err(|error| format!("cannot start the threads for Redis: {error}"))?;
+    }
     front_end(&server, listeners, limits, start, shared, stop)
         .map_err(|error| format!("cannot serve: {error}"))?;
     log::info!("stopped");

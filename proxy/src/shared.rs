@@ -3,8 +3,10 @@
 //! Carries nothing out: orders go to whoever has the other end of the channel, the prober.
 
 use smol::channel::{self, Receiver, Sender};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant as SystemInstant;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant as SystemInstant};
 use vllm_proxy_core::engine::{Engine, Input, Lend, Output};
 use vllm_proxy_core::fleet::BackendId;
 use vllm_proxy_core::route::{Change, Echo};
@@ -42,6 +44,42 @@ pub(crate) enum Order {
     Earlier(Instant),
 }
 
+/// Wakes the thread that tells other proxies what the engine has to say.
+#[derive(Debug, Default)]
+pub(crate) struct Bell {
+    rung: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Bell {
+    /// Rings, once until it is answered: a wake-up a batch, not one a request.
+    fn ring(&self) {
+        if !self.rung.load(Ordering::Relaxed)
+            && !self.rung.swap(true, Ordering::AcqRel)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// This thread is the one to wake.
+    pub(crate) fn answered_here(&self) {
+        let _ = self.thread.set(thread::current());
+    }
+
+    /// Waits until it rings, for so long at most.
+    pub(crate) fn wait(&self, limit: Duration) {
+        if !self.rung.load(Ordering::Acquire) {
+            thread::park_timeout(limit);
+        }
+    }
+
+    /// What comes from now on rings again.
+    pub(crate) fn hush(&self) {
+        self.rung.store(false, Ordering::Release);
+    }
+}
+
 /// The engine, for every thread.
 #[derive(Debug)]
 pub(crate) struct SharedEngine {
@@ -49,6 +87,7 @@ pub(crate) struct SharedEngine {
     /// Unbounded: the engine orders at most a probe a backend at a time, and whoever lends it must
     /// not wait.
     orders: Sender<Order>,
+    bell: Bell,
     clock: Clock,
 }
 
@@ -63,11 +102,16 @@ impl SharedEngine {
     pub(crate) fn new(engine: Engine, clock: Clock) -> (Self, Receiver<Order>) {
         let (orders, received) = channel::unbounded();
         let state = Mutex::new(State { engine, armed: None });
-        (Self { state, orders, clock }, received)
+        (Self { state, orders, bell: Bell::default(), clock }, received)
     }
 
     pub(crate) const fn clock(&self) -> Clock {
         self.clock
+    }
+
+    /// What rings when there is something to tell other proxies.
+    pub(crate) const fn bell(&self) -> &Bell {
+        &self.bell
     }
 
     /// Tells the engine what happened.
@@ -91,6 +135,20 @@ impl SharedEngine {
         state.armed
     }
 
+    /// Counts how long it took if somebody else was there. Costs nothing else.
+    fn lock_as_one_of_many(&self) -> MutexGuard<'_, State> {
+        match self.state.try_lock() {
+            Ok(state) => state,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {
+                let start = SystemInstant::now();
+                let mut state = self.lock();
+                state.engine.waited(start.elapsed());
+                state
+            }
+        }
+    }
+
     /// A panic within the engine is a bug; refusing every later request would be a worse one.
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
@@ -99,12 +157,15 @@ impl SharedEngine {
 
 impl Lend for SharedEngine {
     fn lend(&self, visit: &mut dyn FnMut(&mut Engine)) {
-        let mut state = self.lock();
+        let mut state = self.lock_as_one_of_many();
         visit(&mut state.engine);
         // Within the lock, so that orders leave in the engine's order. Sending fails only when the
         // prober is gone, which is when the process ends.
         while let Some(output) = state.engine.poll_output() {
             let _ = self.orders.try_send(Order::Output(output));
+        }
+        if state.engine.has_update() {
+            self.bell.ring();
         }
         let Some(at) = state.engine.poll_timeout().map(|wake| wake.at) else { return };
         if state.armed.is_none_or(|armed| at < armed) {
@@ -150,7 +211,7 @@ mod tests {
         let (shared, _orders) = shared();
         let broken = Arc::clone(&shared);
         let visit = move || broken.lend(&mut |_| panic!("a bug"));
-        assert!(std::thread::spawn(visit).join().is_err());
+        assert!(thread::spawn(visit).join().is_err());
         let mut visited = false;
         shared.lend(&mut |_| visited = true);
         assert!(visited);

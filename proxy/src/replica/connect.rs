@@ -6,7 +6,7 @@ use crate::redis_url::{RedisUrl, Server};
 use crate::values::Host;
 use redis::{
     Client, Connection, ConnectionAddr, IntoConnectionInfo, RedisConnectionInfo, RedisError,
-    RedisResult, ServerErrorKind,
+    RedisResult,
 };
 use std::time::Duration;
 
@@ -45,7 +45,7 @@ impl Pauses {
 /// Connects, shows the password and selects the database.
 pub(super) fn connect(url: &RedisUrl) -> RedisResult<Connection> {
     let client = Client::open(info(url)?)?;
-    let connection = client.get_connection_with_timeout(PATIENCE)?;
+    let mut connection = client.get_connection_with_timeout(PATIENCE)?;
     // Else a Redis that hangs would hold the thread for ever.
     connection.set_read_timeout(Some(PATIENCE))?;
     connection.set_write_timeout(Some(PATIENCE))?;
@@ -99,22 +99,16 @@ fn info(url: &RedisUrl) -> RedisResult<redis::ConnectionInfo> {
 /// What is wrong, in one line without a secret. `command` is what was being said.
 pub(super) fn reason(error: &RedisError, command: &str) -> String {
     let said = error.detail().unwrap_or_default();
-    match error.kind() {
-        redis::ErrorKind::Server(ServerErrorKind::NoPerm) => {
-            format!("the user has no permission for {command}: NOPERM {said}")
+    match error.code() {
+        Some("NOPERM") => format!("the user has no permission for {command}: NOPERM {said}"),
+        Some("READONLY") => format!("{command} was refused: this is a read-only replica"),
+        Some("MOVED" | "ASK" | "CLUSTERDOWN") => {
+            "this is a node of a Redis cluster; a single server was expected".to_owned()
         }
-        redis::ErrorKind::Server(ServerErrorKind::ReadOnly) => {
-            format!("{command} was refused: this is a read-only replica")
-        }
-        redis::ErrorKind::Server(
-            ServerErrorKind::Moved | ServerErrorKind::Ask | ServerErrorKind::ClusterDown,
-        ) => "this is a node of a Redis cluster; a single server was expected".to_owned(),
-        redis::ErrorKind::InvalidClientConfig => said.to_owned(),
-        _ => match error.code() {
-            Some("OOM") => format!("{command} was refused: Redis has no memory left (maxmemory)"),
-            Some(code) => format!("{command} was refused: {code} {said}"),
-            None => error.to_string(),
-        },
+        Some("OOM") => format!("{command} was refused: Redis has no memory left (maxmemory)"),
+        Some(code) => format!("{command} was refused: {code} {said}"),
+        None if error.kind() == redis::ErrorKind::InvalidClientConfig => said.to_owned(),
+        None => error.to_string(),
     }
 }
 
