@@ -293,7 +293,10 @@ impl Engine {
 
     /// A backend keeps the response of this id: what is said about it goes there.
     pub fn owns(&mut self, backend: BackendId, response: &str, now: Instant) {
-        self.fleet.owners.remember(response, backend, now);
+        self.share_time(now);
+        if let Some((response, owner)) = self.fleet.owners.remember(response, backend, now) {
+            self.tell_owned(response, owner);
+        }
     }
 
     /// Takes `bytes` more from the budget of request bodies for a request that holds `share`, and

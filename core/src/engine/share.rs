@@ -20,8 +20,8 @@ mod gather;
 use super::Engine;
 use super::way::Way;
 use crate::fleet::{
-    About, BackendId, BackendName, Clock, Fact, Peers, Place, Placed, PrefixIndex, PromptLength,
-    ProxyId, Update,
+    About, BackendId, BackendName, Clock, Fact, Owner, Peers, Place, Placed, PrefixIndex,
+    PromptLength, ProxyId, Update,
 };
 use crate::rng::mix;
 use crate::time::{Duration, Instant, Wake};
@@ -38,6 +38,9 @@ const BEAT_BACKENDS: usize = 256;
 /// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
 const PAGE_CLOCKS: usize = 64;
 
+/// Stored responses that a page of a snapshot tells.
+const PAGE_OWNED: usize = 256;
+
 /// Which other proxies there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Company {
@@ -46,8 +49,8 @@ pub struct Company {
     /// Updates that were never heard, though later ones of the same proxy were. If this grows, a
     /// snapshot of another proxy tells what was missed.
     pub missed: u64,
-    /// Chunks of this proxy that went untold, because nobody asked for updates for too long. If
-    /// this grows, a snapshot of this proxy tells what the others miss.
+    /// Chunks and stored responses of this proxy that went untold, because nobody asked for updates
+    /// for too long. If this grows, a snapshot of this proxy tells what the others miss.
     pub dropped: u64,
 }
 
@@ -61,6 +64,8 @@ enum Part {
     Clocks(BackendId),
     /// Chunks from this place of the index on.
     Chunks(u64),
+    /// Stored responses from this hash on.
+    Owned(u64),
 }
 
 impl Page {
@@ -113,8 +118,9 @@ impl Engine {
         })
     }
 
-    /// A page of all that this proxy knows to be cached, for one that missed it, and the page
-    /// after it: an update to be heard as any other, of 256 chunks or the clocks of 64 backends.
+    /// A page of all that this proxy knows to be kept by backends, for one that missed it, and the
+    /// page after it: an update to be heard as any other, of 256 chunks, 256 stored responses, or
+    /// the clocks of 64 backends.
     /// Begins with [`Page::FIRST`]. What is told by updates meanwhile may be heard before, between
     /// or after the pages.
     pub fn snapshot(&self, page: Page) -> Option<(Update, Option<Page>)> {
@@ -137,7 +143,13 @@ impl Engine {
                 facts.sort_unstable_by_key(|fact| (fact.backend, fact.stamp, fact.chunk));
                 let same = |one: &Fact, other: &Fact| one.backend == other.backend;
                 let about = facts.chunk_by(same).filter_map(|facts| self.placed(facts));
-                (about.collect(), next.map(Part::Chunks))
+                (about.collect(), Some(next.map_or(Part::Owned(0), Part::Chunks)))
+            }
+            Part::Owned(from) => {
+                let mut owners = self.fleet.owners.from(from, sharing.now);
+                let owned: Vec<_> = owners.by_ref().take(PAGE_OWNED).collect();
+                let next = owners.next().map(|(response, _)| Part::Owned(response));
+                (self.owned(owned, sharing.now), next)
             }
         };
         let update = Update { proxy: sharing.own, number: 0, about, lengths: Vec::new() };
@@ -166,7 +178,11 @@ impl Engine {
             let loads = others.chain([own]).map(one).fold(0, u64::wrapping_add);
             loads.wrapping_add(hash(&[name, backend.shared.generation().into()]))
         });
-        backends.fold(placed, u64::wrapping_add)
+        let owners = self.fleet.owners.from(0, sharing.now);
+        let owners = owners.map(|(response, owner)| {
+            hash(&[response, name(owner.backend), owner.moves.into(), u64::MAX])
+        });
+        backends.chain(owners).fold(placed, u64::wrapping_add)
     }
 
     /// It is so late: who was silent for too long is gone, and it may be time to be heard.
@@ -236,6 +252,18 @@ impl Engine {
             }
             self.fleet.hear(id, about, word, now);
         }
+    }
+
+    fn owned(&self, mut owned: Vec<(u64, Owner)>, now: Instant) -> Vec<About> {
+        owned.sort_unstable_by_key(|(response, owner)| (owner.backend, *response));
+        let same = |one: &(u64, Owner), other: &(u64, Owner)| one.1.backend == other.1.backend;
+        let about = owned.chunk_by(same).filter_map(|owned| {
+            let backend = self.fleet.backend(owned[0].1.backend)?;
+            let base = About::of(backend.shared.name, backend.shared.generation());
+            let owned = owned.iter().map(|&(response, owner)| owner.told(response, now));
+            Some(About { owned: owned.collect(), ..base })
+        });
+        about.collect()
     }
 
     fn placed(&self, facts: &[Fact]) -> Option<About> {

@@ -64,6 +64,7 @@ impl Fleet {
         if word.is_some_and(|word| word.new) && current {
             about.lessons.iter().for_each(|&lesson| self.learn(id, lesson));
         }
+        self.hear_owned(id, &about.owned, now);
         let Some(index) = &mut self.index else { return };
         if lost {
             index.wipe(id);

@@ -31,7 +31,7 @@ pub(crate) use names::Lost;
 pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
 pub use update::{
-    About, BackendName, Clock, Head, InHand, Lesson, Placed, PromptLength, ProxyId, Update,
+    About, BackendName, Clock, Head, InHand, Lesson, Owned, Placed, PromptLength, ProxyId, Update,
     UpdateError, Word,
 };
 
@@ -50,7 +50,7 @@ use lent::Backends;
 use log::{info, warn};
 use names::{Model, Names};
 use order::place;
-use owners::Owners;
+pub(crate) use owners::{Owner, Owners};
 use rest::Rest;
 use rounds::Rounds;
 use window::Window;

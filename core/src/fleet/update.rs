@@ -117,6 +117,8 @@ pub struct About {
     pub clock: Option<Clock>,
     /// What requests there taught the teller.
     pub lessons: Vec<Lesson>,
+    /// Stored responses that it keeps.
+    pub owned: Vec<Owned>,
 }
 
 impl About {
@@ -130,6 +132,7 @@ impl About {
             placed: Vec::new(),
             clock: None,
             lessons: Vec::new(),
+            owned: Vec::new(),
         }
     }
 }
@@ -169,6 +172,18 @@ pub struct Placed {
     pub stamp: u32,
     /// Their hashes.
     pub chunks: Vec<u64>,
+}
+
+/// A stored response that a backend keeps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// The hash of its id.
+    pub response: u64,
+    /// How often it turned out to be kept elsewhere than was believed. Of two words about one
+    /// response the one with more of these is the younger.
+    pub moves: u32,
+    /// How long ago it was spoken of.
+    pub age: Duration,
 }
 
 /// Where a backend's clock stands, for who was not there when it was moved on.

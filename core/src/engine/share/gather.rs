@@ -5,7 +5,9 @@
 //! somebody asks, or what others make of it.
 
 use super::super::Engine;
-use crate::fleet::{About, BackendId, InHand, Lesson, Placed, PrefixIndex, PromptLength, Update};
+use crate::fleet::{
+    About, BackendId, InHand, Lesson, Owner, Placed, PrefixIndex, PromptLength, Update,
+};
 use crate::route::{Held, Pool};
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
@@ -26,6 +28,12 @@ const ABOUT_MAX: usize = 512;
 /// end between two updates.
 const LESSONS_MAX: usize = 256;
 
+/// Stored responses that wait to be told: 128 KB. Few requests create one.
+const OWNED_WAITING_MAX: usize = 1 << 12;
+
+/// Stored responses of one update.
+const OWNED_MAX: usize = 256;
+
 /// What waits.
 #[derive(Debug, Default)]
 pub(super) struct Gathered {
@@ -37,7 +45,9 @@ pub(super) struct Gathered {
     batches: VecDeque<Batch>,
     lessons: Vec<(BackendId, Lesson)>,
     lengths: Vec<PromptLength>,
-    /// Chunks that had to go untold.
+    /// Stored responses, oldest first.
+    owned: VecDeque<(u64, Owner)>,
+    /// Chunks and stored responses that had to go untold.
     dropped: u64,
 }
 
@@ -58,13 +68,13 @@ impl Gathered {
         }
     }
 
-    /// Chunks that had to go untold, so far.
+    /// Chunks and stored responses that had to go untold, so far.
     pub(super) const fn dropped(&self) -> u64 {
         self.dropped
     }
 
     fn is_empty(&self) -> bool {
-        self.marked.is_empty() && self.batches.is_empty()
+        self.marked.is_empty() && self.batches.is_empty() && self.owned.is_empty()
     }
 
     fn place(&mut self, backend: BackendId, generation: u32, stamp: u32, chunks: &[u64]) {
@@ -104,9 +114,9 @@ impl Gathered {
         placed
     }
 
-    /// Backends to be told of now, ascending: those of `placed`, and others that are marked.
-    fn take_marked(&mut self, placed: &[(Batch, Vec<u64>)]) -> Vec<BackendId> {
-        let mut told: Vec<_> = placed.iter().map(|(batch, _)| batch.backend).collect();
+    /// Backends to be told of now, ascending: these, and others that are marked.
+    fn take_marked(&mut self, told: impl Iterator<Item = BackendId>) -> Vec<BackendId> {
+        let mut told: Vec<_> = told.collect();
         told.sort_unstable();
         told.dedup();
         let room = ABOUT_MAX.saturating_sub(told.len());
@@ -126,9 +136,9 @@ impl Engine {
     }
 
     /// The next update to be told to all other proxies, in the order of the numbers as far as may
-    /// be; `None` when there is nothing left. It tells of 512 chunks and 512 backends at most; what
-    /// is more comes with the next. Only comes if [`Config::proxy`](crate::config::Config::proxy)
-    /// is given; then at least once a second.
+    /// be; `None` when there is nothing left. It tells of 512 chunks, 256 stored responses and 512
+    /// other backends at most; what is more comes with the next. Only comes if
+    /// [`Config::proxy`](crate::config::Config::proxy) is given; then at least once a second.
     ///
     /// Meant to be asked for every few milliseconds rather than after each call: what is in hand is
     /// told as it stands then, once.
@@ -139,9 +149,13 @@ impl Engine {
         let sharing = self.sharing.as_mut()?;
         sharing.due = false;
         sharing.number += 1;
-        let (own, number) = (sharing.own, sharing.number);
+        let (own, number, now) = (sharing.own, sharing.number, sharing.now);
         let placed = sharing.gathered.take_placed();
-        let told = sharing.gathered.take_marked(&placed);
+        let responses = sharing.gathered.owned.len().min(OWNED_MAX);
+        let owned: Vec<_> = sharing.gathered.owned.drain(..responses).collect();
+        let placed_at = placed.iter().map(|(batch, _)| batch.backend);
+        let owned_by = owned.iter().map(|(_, owner)| owner.backend);
+        let told = sharing.gathered.take_marked(placed_at.chain(owned_by));
         let lengths = core::mem::take(&mut sharing.gathered.lengths);
         // In the order of `told`; `None` for who is not to be told of.
         let mut about: Vec<_> = told.iter().map(|&id| self.state_of(id)).collect();
@@ -156,6 +170,11 @@ impl Engine {
             // What was placed before the backend lost its cache is not there any more.
             if let Some(about) = about.filter(|about| about.generation == generation) {
                 about.placed.push(Placed { stamp, chunks });
+            }
+        }
+        for (response, owner) in owned {
+            if let Some(about) = place(owner.backend).and_then(|at| about[at].as_mut()) {
+                about.owned.push(owner.told(response, now));
             }
         }
         let about = about.into_iter().flatten().collect();
@@ -193,6 +212,17 @@ impl Engine {
         let Some(sharing) = &mut self.sharing else { return };
         let Some(known) = self.fleet.backend(backend) else { return };
         sharing.gathered.place(backend, known.shared.generation(), stamp, &self.told);
+    }
+
+    /// A backend keeps a stored response.
+    pub(in crate::engine) fn tell_owned(&mut self, response: u64, owner: Owner) {
+        let Some(sharing) = &mut self.sharing else { return };
+        let gathered = &mut sharing.gathered;
+        gathered.owned.push_back((response, owner));
+        if gathered.owned.len() > OWNED_WAITING_MAX {
+            gathered.owned.pop_front();
+            gathered.dropped = gathered.dropped.saturating_add(1);
+        }
     }
 
     /// A request taught something of a backend.
@@ -268,14 +298,12 @@ mod tests {
             gathered.mark(BackendId(id));
         }
         gathered.place(A, 0, 1, &[7]);
-        let placed = gathered.take_placed();
-        assert_eq!(gathered.take_marked(&placed), [2, 3, 5, 9].map(BackendId));
+        assert_eq!(taken(&mut gathered).len(), 1);
+        assert_eq!(gathered.take_marked([A].into_iter()), [2, 3, 5, 9].map(BackendId));
         assert!(gathered.is_empty());
         (0..1_000).for_each(|id| gathered.mark(BackendId(id)));
-        gathered.place(BackendId(999), 0, 1, &[7]);
-        let placed = gathered.take_placed();
-        let told = gathered.take_marked(&placed);
+        let told = gathered.take_marked([BackendId(999)].into_iter());
         assert_eq!((told.len(), told.last()), (ABOUT_MAX, Some(&BackendId(999))));
-        assert_eq!(gathered.take_marked(&[]).len(), 1_000 - ABOUT_MAX);
+        assert_eq!(gathered.take_marked(core::iter::empty()).len(), 1_000 - ABOUT_MAX);
     }
 }

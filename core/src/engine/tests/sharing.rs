@@ -158,6 +158,24 @@ impl Net {
         self.drain(at);
     }
 
+    /// A backend answered with a stored response of this id.
+    fn own(&mut self, at: usize, port: u16, response: &str) {
+        let backend = self.backend(at, port);
+        let now = self.rigs[at].now;
+        self.rigs[at].engine.owns(backend, response, now);
+        self.drain(at);
+    }
+
+    /// Who would be asked for it, if anybody is known to keep it.
+    fn owner(&self, at: usize, response: &str) -> Option<u16> {
+        let fleet = &self.rigs[at].engine.fleet;
+        let owner = fleet.owners.find(response, self.rigs[at].now)?;
+        match fleet.backend(owner)?.spec.address {
+            Address::Tcp(address) => Some(address.port()),
+            Address::Unix(_) => unreachable!("all have ports"),
+        }
+    }
+
     fn standing(&mut self, at: usize, port: u16) -> Standing {
         let id = self.backend(at, port);
         let now = self.rigs[at].now;
@@ -201,6 +219,12 @@ impl Net {
                 let at = below(rng, self.rigs.len());
                 self.clear(at, rng.below(BACKENDS.into()) as u16);
             }
+            17 => {
+                let at = below(rng, self.rigs.len());
+                // Most are made once; that two backends know one id is next to impossible.
+                let response = format!("resp_{}", rng.below(30));
+                self.own(at, rng.below(BACKENDS.into()) as u16, &response);
+            }
             _ => self.sleep(rng.below(150)),
         }
     }
@@ -212,6 +236,8 @@ impl Net {
             let (update, next) = self.rigs[from].engine.snapshot(at).expect("it shares");
             let chunks = update.about.iter().flat_map(|about| &about.placed);
             assert!(chunks.map(|placed| placed.chunks.len()).sum::<usize>() <= 256);
+            let owned = update.about.iter().map(|about| about.owned.len());
+            assert!(owned.sum::<usize>() <= 256);
             self.hear(to, &update);
             page = next;
         }
@@ -526,6 +552,60 @@ fn what_happens_between_two_questions_is_told_at_once() {
 }
 
 #[test]
+fn a_response_that_one_saw_made_is_found_by_all() {
+    let mut net = Net::new(3);
+    net.arrive();
+    net.own(0, 2, "resp_1");
+    // Where the way is lost, so is the word.
+    net.way.retain(|(at, _)| *at != 2);
+    net.arrive();
+    assert_eq!([0, 1, 2].map(|at| net.owner(at, "resp_1")), [Some(2), Some(2), None]);
+    let before = net.log.len();
+    net.own(1, 2, "resp_1");
+    assert_eq!(net.log.len(), before, "that is known to all");
+    let now = net.rigs[1].now;
+    let asked = RequestMeta { who: Who::Owner, response: Some("resp_1"), ..request(now) };
+    let route = forwarded(net.rigs[1].ask(&asked));
+    assert_eq!((port(&route), route.reason), (2, Reason::Owner));
+    net.open.push((1, route));
+    net.finish_all();
+    net.arrive();
+    assert!(net.hashes()[0] == net.hashes()[1] && net.hashes()[0] != net.hashes()[2]);
+    net.snapshot(1, 2);
+    assert_eq!(net.owner(2, "resp_1"), Some(2));
+    net.agree("repaired");
+    // What was heard grows old as what was seen does.
+    net.sleep(24 * 3_600 * SECOND);
+    net.arrive();
+    assert_eq!(net.owner(2, "resp_1"), Some(2));
+    net.sleep(SECOND);
+    net.arrive();
+    assert_eq!([0, 1, 2].map(|at| net.owner(at, "resp_1")), [None; 3]);
+    net.agree("forgotten");
+}
+
+#[test]
+fn responses_wait_to_be_told_and_the_oldest_go() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let (backend, now) = (net.backend(0, 1), net.rigs[0].now);
+    for number in 0..5_000 {
+        net.rigs[0].engine.owns(backend, &format!("resp_{number}"), now);
+    }
+    let before = net.log.len();
+    net.drain(0);
+    let told = net.log[before..].iter().map(|update| update.about[0].owned.len());
+    assert_eq!(told.collect::<Vec<_>>(), [256; 16]);
+    assert_eq!(net.rigs[0].engine.company().dropped, 5_000 - 4_096);
+    net.arrive();
+    assert_eq!(net.owner(1, "resp_0"), None);
+    assert_eq!(net.owner(1, "resp_904"), Some(1));
+    net.snapshot(0, 1);
+    assert_eq!(net.owner(1, "resp_0"), Some(1));
+    net.agree("told by a snapshot");
+}
+
+#[test]
 fn who_is_silent_for_three_seconds_is_gone_and_nothing_else() {
     let mut net = Net::new(3);
     net.arrive();
@@ -730,6 +810,11 @@ fn no_word_does_harm() {
                     had_more: any() % 2 == 0,
                 },
             ]),
+            owned: Vec::from([crate::fleet::Owned {
+                response: any(),
+                moves: any() as u32,
+                age: age(any()),
+            }]),
         };
         let length = PromptLength { model: Arc::from("m"), bytes: any(), tokens: any() };
         let lengths = Vec::from([length]);

@@ -21,7 +21,7 @@ mod tests;
 
 use super::bytes::{Reader, put, put_amount, put_field, put_hash, put_number, put_time};
 use super::{
-    About, BackendName, Clock, Head, InHand, Lesson, Placed, PromptLength, ProxyId, Update,
+    About, BackendName, Clock, Head, InHand, Lesson, Owned, Placed, PromptLength, ProxyId, Update,
     UpdateError,
 };
 use alloc::sync::Arc;
@@ -38,6 +38,8 @@ const CHUNKS_MAX: usize = 4_096;
 const COUNTERS_MAX: usize = 64;
 /// Lessons of one update, and lengths of prompts.
 const LESSONS_MAX: usize = 4_096;
+/// Stored responses of one update.
+const OWNED_MAX: usize = 4_096;
 /// Bytes of a model's name. A longer one is not told.
 const MODEL_BYTES_MAX: usize = 1_024;
 
@@ -58,6 +60,7 @@ const PLACED: u8 = 7;
 const CLOCK: u8 = 8;
 const PACE: u8 = 9;
 const CACHED: u8 = 10;
+const OWNED: u8 = 11;
 
 impl Update {
     /// Appends its bytes.
@@ -90,7 +93,7 @@ impl Update {
         }
         let mut proxy = None;
         let (mut number, mut about, mut lengths) = (0, Vec::new(), Vec::new());
-        let mut room = Room { chunks: CHUNKS_MAX, lessons: LESSONS_MAX };
+        let mut room = Room { chunks: CHUNKS_MAX, lessons: LESSONS_MAX, owned: OWNED_MAX };
         while let Some((tag, mut field)) = reader.field()? {
             match tag {
                 PROXY => proxy = Some(ProxyId(field.hash("a proxy's number")?)),
@@ -116,6 +119,7 @@ impl Update {
 struct Room {
     chunks: usize,
     lessons: usize,
+    owned: usize,
 }
 
 impl About {
@@ -158,6 +162,15 @@ impl About {
         for lesson in &self.lessons {
             lesson.encode(out);
         }
+        if !self.owned.is_empty() {
+            put_field(out, OWNED, |out| {
+                for Owned { response, moves, age } in &self.owned {
+                    put_hash(out, *response);
+                    put(out, (*moves).into());
+                    put_time(out, *age);
+                }
+            });
+        }
     }
 
     fn read(reader: &mut Reader<'_>, room: &mut Room) -> Result<Self, UpdateError> {
@@ -188,6 +201,17 @@ impl About {
                     let left = room.lessons.checked_sub(1);
                     room.lessons = left.ok_or_else(|| field.wrong("4096 lessons at most"))?;
                     about.lessons.push(Lesson::read(&mut field, tag)?);
+                }
+                OWNED => {
+                    while !field.is_empty() {
+                        let left = room.owned.checked_sub(1);
+                        room.owned = left.ok_or_else(|| field.wrong("4096 responses at most"))?;
+                        about.owned.push(Owned {
+                            response: field.hash("a response's hash")?,
+                            moves: field.small("moves of a response")?,
+                            age: field.time("the age of a response")?,
+                        });
+                    }
                 }
                 _ => continue,
             }

@@ -49,6 +49,10 @@ fn full() -> Update {
                 had_more: true,
             },
         ],
+        owned: vec![
+            Owned { response: 0x0807_0605_0403_0201, moves: 0, age: Duration::ZERO },
+            Owned { response: 2, moves: 1, age: Duration::from_micros(128) },
+        ],
         ..About::of(BackendName(0xa0a1_a2a3_a4a5_a6a7), 0)
     };
     let bare = About::of(BackendName(1), 0);
@@ -62,7 +66,7 @@ fn the_layout_stays() {
         "01",                       // version
         "01 08 0b00000000000000",   // proxy
         "02 02 ac02",               // number
-        "03 65",                    // a backend
+        "03 7c",                    // a backend
         "  01 08 a7a6a5a4a3a2a1a0", //   its name
         "  02 01 02",               //   generation
         "  03 06 03 ac02 f0a204",   //   in flight, queued, resident
@@ -72,8 +76,9 @@ fn the_layout_stays() {
         "  07 11 09 0807060504030201 ffffffffffffffff",
         "  07 05 ffffffff0f", //   placed at other times
         "  08 14 0e 01 0500000000000000 06 0700000000000000 08",
-        "  09 07 8092f401 a0c21e",      //   pace
-        "  0a 07 8005 8004 8001 01",    //   cached
+        "  09 07 8092f401 a0c21e",   //   pace
+        "  0a 07 8005 8004 8001 01", //   cached
+        "  0b 15 0102030405060708 00 00 0200000000000000 01 8001",
         "03 0a 01 08 0100000000000000", // a backend of which nothing is said
         "04 08 a01f e807 6d2fc3a9",     // bytes and tokens of a prompt
     ];
@@ -131,20 +136,20 @@ fn clock() -> impl Strategy<Value = Clock> {
 fn about() -> impl Strategy<Value = About> {
     let placed = (small(), list(chance(), 0..5));
     let placed = placed.prop_map(|(stamp, chunks)| Placed { stamp, chunks });
+    let owned = (chance(), small(), time());
+    let owned = owned.prop_map(|(response, moves, age)| Owned { response, moves, age });
     let drawn = (
         (chance(), small(), chance()),
         option::of(in_hand()),
         list(placed, 0..4),
         option::of(clock()),
         list(lesson(), 0..4),
+        list(owned, 0..4),
     );
-    drawn.prop_map(|((name, generation, inserted_tokens), in_hand, placed, clock, lessons)| About {
-        in_hand,
-        inserted_tokens,
-        placed,
-        clock,
-        lessons,
-        ..About::of(BackendName(name), generation)
+    drawn.prop_map(|(state, in_hand, placed, clock, lessons, owned)| {
+        let (name, generation, inserted_tokens) = state;
+        let base = About::of(BackendName(name), generation);
+        About { in_hand, inserted_tokens, placed, clock, lessons, owned, ..base }
     })
 }
 
@@ -300,6 +305,7 @@ fn with_about(tag: u8, bytes: &[u8]) -> Vec<u8> {
 )]
 #[case::part_of_a_chunk(&with_about(PLACED, &[1, 2, 3]), 26, "the end of a field")]
 #[case::part_of_a_counter(&with_about(CLOCK, &[1, 2, 3]), 27, "a proxy's number")]
+#[case::part_of_a_response(&with_about(OWNED, &[1, 2, 3]), 25, "a response's hash")]
 #[case::neither_yes_nor_no(&with_about(CACHED, &[1, 1, 1, 2]), 28, "0 or 1")]
 #[case::no_text(&with(PROMPT_LENGTH, &[1, 1, 0xff]), 15, "a model's name")]
 fn what_is_wrong_is_told_with_its_place(
@@ -333,6 +339,9 @@ fn there_are_limits() {
     limit("64 counters at most", &encoded(&many(About { clock, ..backend.clone() }, 1)));
     let lessons = vec![Lesson::Pace { work: 1, time: Duration::ZERO }; LESSONS_MAX + 1];
     limit("4096 lessons at most", &encoded(&many(About { lessons, ..backend }, 1)));
+    let owned = vec![Owned { response: 1, moves: 0, age: Duration::ZERO }; OWNED_MAX + 1];
+    let owner = About { owned, ..About::of(BackendName(1), 0) };
+    limit("4096 responses at most", &encoded(&many(owner, 1)));
     let length = full().lengths[0].clone();
     let lengths = vec![length.clone(); LESSONS_MAX + 1];
     limit("4096 lengths of prompts at most", &encoded(&Update { lengths, ..full() }));
