@@ -6,6 +6,7 @@
 
 mod adapters;
 mod counts;
+mod found;
 mod health;
 mod hear;
 mod knowledge;
@@ -39,12 +40,13 @@ use crate::rng::Rng;
 use crate::time::Instant;
 use crate::wire::probe::{ModelCard, Probe, ProbeError};
 use adapters::Adapters;
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt;
 use core::net::SocketAddr;
+use found::{Found, by_address};
 use knowledge::FirstModel;
 use lent::Backends;
 use log::{info, warn};
@@ -217,14 +219,6 @@ pub(crate) struct Fleet {
     to_forget: VecDeque<BackendId>,
     /// Adapters that a backend is to load, by the body of the request.
     to_load: VecDeque<(BackendId, Arc<[u8]>)>,
-}
-
-/// An address as it was found in a list of specs.
-struct Found<'a> {
-    spec: &'a BackendSpec,
-    upstreams: BTreeSet<u16>,
-    /// Whether another spec of this address has another prefix, which is not used.
-    clashes: bool,
 }
 
 impl Fleet {
@@ -475,26 +469,4 @@ impl Backend {
 fn find(backends: &mut [Backend], id: BackendId) -> Option<&mut Backend> {
     let at = place(backends, id, |backend| backend.id).ok()?;
     backends.get_mut(at)
-}
-
-/// Each address once, as the first spec that names it says, with all upstreams that name it; and
-/// where each is.
-fn by_address(specs: &[BackendSpec]) -> (Vec<Option<Found<'_>>>, BTreeMap<&Address, usize>) {
-    let mut found: Vec<Option<Found<'_>>> = Vec::new();
-    let mut known: BTreeMap<&Address, usize> = BTreeMap::new();
-    for spec in specs {
-        match known.get(&spec.address) {
-            Some(&at) => {
-                let Some(first) = &mut found[at] else { continue };
-                first.upstreams.insert(spec.upstream);
-                first.clashes |= first.spec.prefix != spec.prefix;
-            }
-            None => {
-                known.insert(&spec.address, found.len());
-                let upstreams = BTreeSet::from([spec.upstream]);
-                found.push(Some(Found { spec, upstreams, clashes: false }));
-            }
-        }
-    }
-    (found, known)
 }
