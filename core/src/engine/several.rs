@@ -98,6 +98,7 @@ impl Engine {
     /// What became of a gathering's parts, and of which adapter. Anyone can send such requests, so
     /// only a backend's own success counts.
     pub fn heard(&mut self, echoes: &[Echo], adapter: Option<AdapterChange>, now: Instant) {
+        self.share_time(now);
         if let Some(AdapterChange { name, load, model }) = adapter
             && let Some(model) = model.map(Arc::from).or_else(|| self.default_name())
         {
@@ -126,8 +127,14 @@ impl Engine {
     fn changed(&mut self, id: BackendId, change: Change, now: Instant) {
         let Some(backend) = self.fleet.backend_mut(id) else { return };
         match change {
-            Change::Rest => backend.rest.doubt(),
-            Change::Adapters => self.fleet.doubt_list(id),
+            Change::Rest => {
+                backend.rest.doubt();
+                backend.shared.changed();
+            }
+            Change::Adapters => {
+                backend.shared.changed();
+                self.fleet.doubt_list(id);
+            }
             Change::Cache | Change::Weights => {
                 backend.shared.cleared();
                 self.fleet.index.iter_mut().for_each(|index| index.wipe(id));
@@ -135,6 +142,7 @@ impl Engine {
                 return info!(backend:% = id, change:?; "what it had cached is gone");
             }
         }
+        self.tell_of(id);
         self.fleet.changed(id, now);
     }
 }

@@ -11,7 +11,8 @@
 //! once by a [snapshot](Engine::snapshot).
 //!
 //! **What is not told.** Whether a backend is up: each proxy sees that with its own eyes, which is
-//! no slower, and a wrong word of one would take a backend from all. That a queue got shorter
+//! no slower, and a wrong word of one would take a backend from all. Where a request had one sleep
+//! or change its adapters, that it did is told, and whoever hears it asks. That a queue got shorter
 //! because the prefill of an answer in one piece was predicted to be over: with the next change, or
 //! within a second.
 
@@ -130,6 +131,7 @@ impl Engine {
                 let mut backends = self.fleet.backends().iter().filter(|one| one.id >= from);
                 let told = backends.by_ref().take(PAGE_CLOCKS);
                 let about = told.map(|backend| About {
+                    changes: backend.shared.changes(),
                     clock: Some(sharing.clock(index, backend.id)),
                     ..About::of(backend.shared.name, backend.shared.generation())
                 });
@@ -176,7 +178,8 @@ impl Engine {
             let others = backend.load.others.each();
             let others = others.filter_map(|(place, load)| Some((sharing.peers.id(place)?, load)));
             let loads = others.chain([own]).map(one).fold(0, u64::wrapping_add);
-            loads.wrapping_add(hash(&[name, backend.shared.generation().into()]))
+            let (losses, changes) = (backend.shared.generation(), backend.shared.changes());
+            loads.wrapping_add(hash(&[name, losses.into(), changes.into()]))
         });
         let owners = self.fleet.owners.from(0, sharing.now);
         let owners = owners.map(|(response, owner)| {

@@ -6,13 +6,14 @@
 //! worse, for as long as he does. So no number that only grows is taken beyond where it leaves room
 //! to grow, and none is added up without a bound.
 
+use crate::fleet::peers::{Shared, Word};
 use crate::fleet::update::{About, Lesson};
-use crate::fleet::{BackendId, Fact, Fleet, Place, peers::Word};
+use crate::fleet::{BackendId, Fact, Fleet, Place};
 use crate::time::Instant;
 
-/// A proxy that was away heard of no more losses than this: of one a second for half a year.
-/// Who counts as far as can be counted would be the last to be heard of any loss.
-const LOSSES_AHEAD: u32 = 1 << 24;
+/// A proxy that was away missed no more losses than this, and no more changes: of one a second in
+/// half a year. Who had counted as far as can be would be the last to be heard of any.
+const COUNTS_AHEAD: u32 = 1 << 24;
 
 /// Nobody inserts more tokens at a backend: of a million a second in nine years. What 64 proxies
 /// insert, and those before them, is far from what a clock can count.
@@ -20,11 +21,12 @@ const INSERTED_MAX: u64 = 1 << 48;
 /// Nor do all proxies together.
 const CLOCK_MAX: u64 = 1 << 56;
 
-/// Whether this may be true of a backend that is known to have had so many losses. What it says of
-/// times and loads is bounded where it is used, and stamps are as near to the clock as may be.
-fn is_believable(about: &About, generation: u32) -> bool {
+/// Whether this may be true of a backend of which so much is known. What it says of times and loads
+/// is bounded where it is used, and stamps are as near to the clock as may be.
+fn is_believable(about: &About, known: &Shared) -> bool {
     let inserted = about.clock.as_ref().map_or(0, |clock| clock.inserted_tokens);
-    about.generation <= generation.saturating_add(LOSSES_AHEAD)
+    about.generation <= known.generation().saturating_add(COUNTS_AHEAD)
+        && about.changes <= known.changes().saturating_add(COUNTS_AHEAD)
         && about.inserted_tokens <= INSERTED_MAX
         && inserted <= CLOCK_MAX
 }
@@ -53,12 +55,19 @@ impl Fleet {
     /// Another proxy says this of a backend; `None` for the word if it is a page of a snapshot.
     pub(crate) fn hear(&mut self, id: BackendId, about: &About, word: Option<Word>, now: Instant) {
         let Some(backend) = super::find(&mut self.backends, id) else { return };
-        if !is_believable(about, backend.shared.generation()) {
+        if !is_believable(about, &backend.shared) {
             return;
         }
         if let (Some(word), Some(in_hand)) = (word.filter(|word| word.lives), &about.in_hand) {
             backend.load.others.hear(word.place, word.number, in_hand, now);
         }
+        if backend.shared.told_changes(about.changes) {
+            // What it was is not said: only the backend's own word counts.
+            backend.rest.doubt();
+            self.doubt_list(id);
+            self.changed(id, now);
+        }
+        let Some(backend) = super::find(&mut self.backends, id) else { return };
         let lost = backend.shared.told(about.generation, now);
         let current = about.generation == backend.shared.generation();
         if word.is_some_and(|word| word.new) && current {

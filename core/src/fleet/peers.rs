@@ -291,11 +291,13 @@ pub(crate) struct Shared {
     generation: u32,
     /// When another proxy told of the last time.
     told: Option<Instant>,
+    /// How often somebody saw a request change it, other than by a loss.
+    changes: u32,
 }
 
 impl Shared {
     pub(crate) const fn new(name: BackendName) -> Self {
-        Self { name, generation: 0, told: None }
+        Self { name, generation: 0, told: None, changes: 0 }
     }
 
     pub(crate) const fn generation(&self) -> u32 {
@@ -314,6 +316,23 @@ impl Shared {
     /// Its cache was cleared by a request that passed here, of which nobody else knows.
     pub(crate) fn cleared(&mut self) {
         self.generation = self.generation.saturating_add(1);
+    }
+
+    /// How often somebody saw a request change it, other than by a loss.
+    pub(crate) const fn changes(&self) -> u32 {
+        self.changes
+    }
+
+    /// A request that passed here changed it.
+    pub(crate) fn changed(&mut self) {
+        self.changes = self.changes.saturating_add(1);
+    }
+
+    /// Another proxy knows of so many changes; says whether that is news.
+    pub(crate) fn told_changes(&mut self, changes: u32) -> bool {
+        let news = changes > self.changes;
+        self.changes = self.changes.max(changes);
+        news
     }
 
     /// Another proxy knows of so many losses; says whether that is news.

@@ -1,9 +1,9 @@
 //! Rest: whether a backend was told to sleep or to pause.
 //!
 //! vLLM says so only when asked (`/is_sleeping`, `/is_paused`, in development mode), and while it
-//! rests it answers 503 (0.33) or nothing at all (0.32). Owns that one fact. Does not know who
-//! told it: a request that passed here says that it may have changed, and only the backend's own
-//! word, asked for at the next probe, says how.
+//! rests it answers 503 (0.33) or nothing at all (0.32). Owns that one fact. Does not know who told
+//! it: a request that passed here or at another proxy says that it may have changed, and only the
+//! backend's own word, asked for at the next probe, says how.
 
 /// One backend's state of rest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +14,8 @@ pub(crate) struct Rest {
 }
 
 impl Rest {
-    /// An administrative request that a backend answered with success may have changed it.
+    /// An administrative request that a backend answered with success may have changed it, whoever
+    /// passed it on.
     pub(crate) const fn doubt(&mut self) {
         self.doubtful = true;
     }

@@ -107,6 +107,9 @@ pub struct About {
     /// How often it was seen to lose its cache. Whoever knows of fewer times forgets what it
     /// believes to be cached there; what is placed below counts for those who know of no more.
     pub generation: u32,
+    /// How often somebody saw a request change it in another way: had it sleep or wake, pause or
+    /// resume, load or unload an adapter. Whoever knows of fewer times asks it how it is.
+    pub changes: u32,
     /// What the teller has in hand there; `None` in a snapshot.
     pub in_hand: Option<InHand>,
     /// Tokens that the teller has inserted there so far, after all that is placed below.
@@ -127,6 +130,7 @@ impl About {
         Self {
             backend,
             generation,
+            changes: 0,
             in_hand: None,
             inserted_tokens: 0,
             placed: Vec::new(),

@@ -195,9 +195,10 @@ impl Engine {
         }
         let in_hand = Some(backend.load.told(sharing.now));
         let base = About::of(name, backend.shared.generation());
+        let changes = backend.shared.changes();
         let index = self.fleet.index.as_ref();
         let inserted_tokens = index.map_or(0, |index| index.counter(id, PrefixIndex::OWN));
-        Some(About { in_hand, inserted_tokens, ..base })
+        Some(About { changes, in_hand, inserted_tokens, ..base })
     }
 
     /// Something about a backend is to be told.

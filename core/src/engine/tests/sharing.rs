@@ -152,7 +152,12 @@ impl Net {
 
     /// A client had the cache of a backend cleared.
     fn clear(&mut self, at: usize, port: u16) {
-        let echo = Echo { backend: self.backend(at, port), result: Ok(Some(Change::Cache)) };
+        self.change(at, port, Change::Cache);
+    }
+
+    /// A client had a backend changed, by a request that passed there.
+    fn change(&mut self, at: usize, port: u16, change: Change) {
+        let echo = Echo { backend: self.backend(at, port), result: Ok(Some(change)) };
         let now = self.rigs[at].now;
         self.rigs[at].engine.heard(&[echo], None, now);
         self.drain(at);
@@ -218,6 +223,11 @@ impl Net {
             16 if rng.below(4) == 0 => {
                 let at = below(rng, self.rigs.len());
                 self.clear(at, rng.below(BACKENDS.into()) as u16);
+            }
+            18 if rng.below(4) == 0 => {
+                let at = below(rng, self.rigs.len());
+                let change = [Change::Rest, Change::Adapters][below(rng, 2)];
+                self.change(at, rng.below(BACKENDS.into()) as u16, change);
             }
             17 => {
                 let at = below(rng, self.rigs.len());
@@ -700,6 +710,73 @@ fn a_loss_that_two_proxies_see_is_one() {
     net.finish_all();
 }
 
+/// Whom a proxy wants asked how he is.
+fn probes(net: &mut Net, at: usize) -> Vec<BackendId> {
+    let outputs = net.rigs[at].outputs().into_iter();
+    let probes = outputs.filter_map(|output| match output {
+        Output::Probe(backend) => Some(backend),
+        Output::Forget(_) | Output::Load(..) => None,
+    });
+    probes.collect()
+}
+
+#[test]
+fn a_backend_that_one_had_sleep_is_asked_by_all_and_left_alone() {
+    let mut net = Net::new(3);
+    net.arrive();
+    net.sleep(SECOND);
+    net.arrive();
+    net.change(0, 2, Change::Rest);
+    net.way.truncate(1);
+    let (to, word) = net.way.pop().expect("it is told");
+    assert_eq!(to, 1);
+    for twice in [false, true] {
+        let now = net.rigs[1].now;
+        net.rigs[1].engine.handle(Input::Heard(&word), now);
+        let asked = net.backend(1, 2);
+        let expected = if twice { Vec::new() } else { Vec::from([asked]) };
+        assert_eq!(probes(&mut net, 1), expected);
+    }
+    let id = net.backend(1, 2);
+    assert!(net.rigs[1].engine.asks_rest(id));
+    let asleep = Probe { rests: Some(true), ..healthy(&["m"]) };
+    net.tell(1, Input::Probed(id, Ok(asleep)));
+    for number in 0..20 {
+        assert_ne!(net.send(1, &prompt(number, 6), true), 2, "{number}");
+    }
+    net.finish_all();
+    // Who missed the word hears it by the next one about that backend.
+    net.way.clear();
+    let id = net.backend(2, 2);
+    assert!(!net.rigs[2].engine.asks_rest(id));
+    net.sleep(SECOND);
+    net.arrive();
+    assert!(net.rigs[2].engine.asks_rest(id));
+    let changes = |net: &Net, at: usize| {
+        let backend = net.rigs[at].engine.fleet.backend(net.backend(at, 2));
+        backend.map(|backend| backend.shared.changes())
+    };
+    assert_eq!([0, 1, 2].map(|at| changes(&net, at)), [Some(1); 3]);
+}
+
+#[test]
+fn adapters_that_one_had_loaded_are_listed_by_all() {
+    let mut net = Net::new(2);
+    net.arrive();
+    net.sleep(SECOND);
+    net.arrive();
+    net.change(0, 4, Change::Adapters);
+    let (_, word) = net.way.pop().expect("it is told");
+    let now = net.rigs[1].now;
+    net.rigs[1].engine.handle(Input::Heard(&word), now);
+    let id = net.backend(1, 4);
+    assert_eq!(probes(&mut net, 1), [id]);
+    assert!(net.rigs[1].engine.fleet.any_list_is_old());
+    net.tell(1, Input::Probed(id, Ok(healthy(&["m", "adapter"]))));
+    assert!(!net.rigs[1].engine.fleet.any_list_is_old());
+    assert_eq!(net.rigs[1].engine.fleet.holders("adapter"), [id]);
+}
+
 #[test]
 fn nobody_is_told_anything_by_one_that_does_not_share() {
     let mut alone = Rig::serving(2, &["m"]);
@@ -797,6 +874,7 @@ fn no_word_does_harm() {
         let about = About {
             backend: names[any() as usize % names.len()],
             generation: any() as u32,
+            changes: any() as u32,
             in_hand: Some(in_hand),
             inserted_tokens: any(),
             placed: Vec::from([Placed { stamp: any() as u32, chunks: Vec::from([any(), any()]) }]),
@@ -837,6 +915,7 @@ fn no_word_does_harm() {
 /// What is counted for ever leaves room to count on, whatever anybody says.
 #[rstest]
 #[case::losses(|about: &mut About, _: &mut u64| about.generation = u32::MAX)]
+#[case::changes(|about: &mut About, _: &mut u64| about.changes = u32::MAX)]
 #[case::insertions(|about: &mut About, _: &mut u64| about.inserted_tokens = u64::MAX)]
 #[case::a_clock(|about: &mut About, _: &mut u64| {
     let clock = Clock { counters: Vec::new(), inserted_tokens: u64::MAX, fresh_tokens: u64::MAX };
@@ -874,6 +953,7 @@ fn no_count_is_driven_to_its_end(#[case] lie: fn(&mut About, &mut u64)) {
     assert_eq!(missed, 0);
     // All that follows is heard and counts: placements, losses, and what is in hand.
     net.clear(1, 0);
+    net.change(1, 0, Change::Rest);
     for number in 10..20 {
         net.send(1, &prompt(number, 6), true);
         net.arrive();

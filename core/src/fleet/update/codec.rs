@@ -61,6 +61,7 @@ const CLOCK: u8 = 8;
 const PACE: u8 = 9;
 const CACHED: u8 = 10;
 const OWNED: u8 = 11;
+const CHANGES: u8 = 12;
 
 impl Update {
     /// Appends its bytes.
@@ -126,6 +127,7 @@ impl About {
     fn encode(&self, out: &mut Vec<u8>) {
         put_field(out, BACKEND, |out| put_hash(out, self.backend.0));
         put_number(out, GENERATION, self.generation.into());
+        put_number(out, CHANGES, self.changes.into());
         if let Some(InHand { in_flight, queued, resident, head, first_token_age }) = self.in_hand {
             put_field(out, IN_HAND, |out| {
                 put(out, in_flight.into());
@@ -181,6 +183,7 @@ impl About {
             match tag {
                 BACKEND => backend = Some(BackendName(field.hash("a backend's name")?)),
                 GENERATION => about.generation = field.small("a generation")?,
+                CHANGES => about.changes = field.small("a count of changes")?,
                 IN_HAND => {
                     in_hand = Some(InHand {
                         in_flight: field.small("requests in flight")?,

@@ -29,6 +29,7 @@ fn full() -> Update {
     };
     let full = About {
         generation: 2,
+        changes: 129,
         in_hand: Some(in_hand),
         inserted_tokens: 16_384,
         placed: vec![
@@ -66,9 +67,10 @@ fn the_layout_stays() {
         "01",                       // version
         "01 08 0b00000000000000",   // proxy
         "02 02 ac02",               // number
-        "03 7c",                    // a backend
+        "03 8001",                  // a backend
         "  01 08 a7a6a5a4a3a2a1a0", //   its name
         "  02 01 02",               //   generation
+        "  0c 02 8101",             //   changes
         "  03 06 03 ac02 f0a204",   //   in flight, queued, resident
         "  04 04 dc0b 8001",        //   age of the head, its tokens
         "  05 01 7f",               //   age of the first token
@@ -139,7 +141,7 @@ fn about() -> impl Strategy<Value = About> {
     let owned = (chance(), small(), time());
     let owned = owned.prop_map(|(response, moves, age)| Owned { response, moves, age });
     let drawn = (
-        (chance(), small(), chance()),
+        (chance(), small(), small(), chance()),
         option::of(in_hand()),
         list(placed, 0..4),
         option::of(clock()),
@@ -147,9 +149,9 @@ fn about() -> impl Strategy<Value = About> {
         list(owned, 0..4),
     );
     drawn.prop_map(|(state, in_hand, placed, clock, lessons, owned)| {
-        let (name, generation, inserted_tokens) = state;
+        let (name, generation, changes, inserted_tokens) = state;
         let base = About::of(BackendName(name), generation);
-        About { in_hand, inserted_tokens, placed, clock, lessons, owned, ..base }
+        About { changes, in_hand, inserted_tokens, placed, clock, lessons, owned, ..base }
     })
 }
 
