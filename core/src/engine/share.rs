@@ -39,6 +39,10 @@ const BEAT_BACKENDS: usize = 256;
 /// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
 const PAGE_CLOCKS: usize = 64;
 
+/// Slices of the index that are looked at for a page, if those before were empty: an index of 64 MiB
+/// with nothing in it has 10,000 of them.
+const PAGE_SLICES: usize = 16;
+
 /// Stored responses that a page of a snapshot tells.
 const PAGE_OWNED: usize = 256;
 
@@ -141,7 +145,11 @@ impl Engine {
             }
             Part::Chunks(from) => {
                 let mut facts = Vec::new();
-                let next = index.facts(from, &mut facts);
+                let mut next = Some(from);
+                for _ in 0..PAGE_SLICES {
+                    let Some(from) = next.filter(|_| facts.is_empty()) else { break };
+                    next = index.facts(from, &mut facts);
+                }
                 facts.sort_unstable_by_key(|fact| (fact.backend, fact.stamp, fact.chunk));
                 let same = |one: &Fact, other: &Fact| one.backend == other.backend;
                 let about = facts.chunk_by(same).filter_map(|facts| self.placed(facts));
