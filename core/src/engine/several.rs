@@ -137,6 +137,7 @@ impl Engine {
             }
             Change::Cache | Change::Weights => {
                 backend.shared.cleared();
+                backend.doubt_learned();
                 self.fleet.index.iter_mut().for_each(|index| index.wipe(id));
                 self.tell_of(id);
                 return info!(backend:% = id, change:?; "what it had cached is gone");

@@ -137,6 +137,7 @@ impl Engine {
                 let about = told.map(|backend| About {
                     changes: backend.shared.changes(),
                     clock: Some(sharing.clock(index, backend.id)),
+                    learned: self.fleet.learned(backend),
                     ..About::of(backend.shared.name, backend.shared.generation())
                 });
                 let about = about.collect();
@@ -167,8 +168,9 @@ impl Engine {
     }
 
     /// A sum of all that proxies tell each other, as far as it is known here: the same for all that
-    /// heard everything, however they heard it. Looks at the whole index: for tests, and for
-    /// checks that may take their time.
+    /// heard everything, however they heard it. What was learned is no part of it: each hears the
+    /// lessons in an order of its own, in which they come to averages of their own. Looks at the
+    /// whole index: for tests, and for checks that may take their time.
     pub fn shared_hash(&self) -> u64 {
         let Some(sharing) = &self.sharing else { return 0 };
         let name = |id| self.fleet.backend(id).map_or(0, |backend| backend.shared.name.0);

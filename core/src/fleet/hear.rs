@@ -7,13 +7,17 @@
 //! to grow, and none is added up without a bound.
 
 use crate::fleet::peers::{Shared, Word};
-use crate::fleet::update::{About, Lesson};
-use crate::fleet::{BackendId, Fact, Fleet, Place};
+use crate::fleet::update::{About, Learned, Lesson};
+use crate::fleet::{Backend, BackendId, Fact, Fleet, Place};
 use crate::time::Instant;
+use alloc::sync::Arc;
 
 /// A proxy that was away missed no more losses than this, and no more changes: of one a second in
 /// half a year. Who had counted as far as can be would be the last to be heard of any.
 const COUNTS_AHEAD: u32 = 1 << 24;
+
+/// Models of one backend whose tokens are told of: it may have a thousand adapters.
+const LENGTHS_MAX: usize = 64;
 
 /// Nobody inserts more tokens at a backend: of a million a second in nine years. What 64 proxies
 /// insert, and those before them, is far from what a clock can count.
@@ -36,7 +40,7 @@ impl Fleet {
     pub(crate) fn learn(&mut self, id: BackendId, lesson: Lesson) {
         let Some(backend) = super::find(&mut self.backends, id) else { return };
         match lesson {
-            Lesson::Pace { work, time } => backend.load.learn_pace(work, time),
+            Lesson::Pace { work, time } => backend.load.pace_mut().learn(work, time),
             Lesson::Cached { promised_tokens, cached_tokens, chunk_tokens, had_more } => {
                 backend.window.told();
                 backend.trust.learn(promised_tokens, cached_tokens, u64::from(chunk_tokens));
@@ -70,13 +74,26 @@ impl Fleet {
         let Some(backend) = super::find(&mut self.backends, id) else { return };
         let lost = backend.shared.told(about.generation, now);
         let current = about.generation == backend.shared.generation();
+        if lost {
+            backend.doubt_learned();
+        }
+        if current {
+            backend.load.pace_mut().merge(about.learned.pace);
+            backend.trust.merge(about.learned.trust);
+        }
         if word.is_some_and(|word| word.new) && current {
             about.lessons.iter().for_each(|&lesson| self.learn(id, lesson));
+        }
+        for (model, length) in &about.learned.token_lengths {
+            self.names.hear_length(model, *length);
         }
         self.hear_owned(id, &about.owned, now);
         let Some(index) = &mut self.index else { return };
         if lost {
             index.wipe(id);
+        }
+        if let Some(capacity) = about.learned.capacity.filter(|_| current) {
+            index.merge_capacity(id, capacity);
         }
         // The counter first: what was placed is stamped by a clock that counts it.
         if let Some(Word { place, since_start, .. }) = word {
@@ -112,5 +129,28 @@ impl Fleet {
         if let (Some(place), Some(index)) = (taken, &mut self.index) {
             index.replace_proxy(place.index(), Place::FORGOTTEN.index());
         }
+    }
+
+    /// What was learned of a backend, for other proxies.
+    pub(crate) fn learned(&self, backend: &Backend) -> Learned {
+        let lengths = backend.models.iter().filter_map(|card| {
+            let length = self.names.token_length(&card.id).told();
+            (length.samples > 0).then(|| (Arc::from(card.id.as_str()), length))
+        });
+        Learned {
+            pace: backend.load.pace().told(),
+            trust: backend.trust.told_on(),
+            capacity: self.index.as_ref().and_then(|index| index.told_capacity(backend.id)),
+            token_lengths: lengths.take(LENGTHS_MAX).collect(),
+        }
+    }
+}
+
+impl Backend {
+    /// It lost its cache, so it may be another process: what was learned of it holds until somebody
+    /// knows better.
+    pub(crate) const fn doubt_learned(&mut self) {
+        self.load.pace_mut().doubt();
+        self.trust.doubt();
     }
 }

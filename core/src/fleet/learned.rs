@@ -2,8 +2,38 @@
 //!
 //! Owns three slow averages and their bounds, all in integers. Does not know where samples come
 //! from. Backends are not trusted: whatever they say, a value stays within its bounds.
+//!
+//! Proxies tell each other every sample. Who was not there takes over what another made of more
+//! samples than it knows itself; no two get quite the same average, since each hears them in an
+//! order of its own.
 
+use crate::fleet::update::Average;
 use crate::time::Duration;
+
+/// More samples are not told apart: none of the first has any weight by then.
+const SAMPLES_MAX: u32 = 1 << 20;
+
+/// Counts a sample.
+pub(super) fn counted(samples: u32) -> u32 {
+    samples.saturating_add(1).min(SAMPLES_MAX)
+}
+
+/// Takes over what another made of more samples, or of as many and is greater. So it does not
+/// matter in which order, or how often, proxies are heard.
+fn merge(samples: &mut u32, value: &mut i64, heard: Average, min: i64, max: i64) {
+    let told = heard.samples.min(SAMPLES_MAX);
+    let bounded = i64::try_from(heard.value).unwrap_or(max).clamp(min, max);
+    if told > 0 && (told, bounded) > (*samples, *value) {
+        (*samples, *value) = (told, bounded);
+    }
+}
+
+fn average(value: i64, samples: u32) -> Average {
+    if samples == 0 {
+        return Average::default();
+    }
+    Average { value: u64::try_from(value).unwrap_or(0), samples }
+}
 
 /// An average goes so much of the way to each sample: one part in this. Slow, since a sample says
 /// as much of the moment as of the backend.
@@ -14,6 +44,7 @@ const SLOW: i64 = 100;
 pub(crate) struct Pace {
     /// Nanoseconds a token; equally, picoseconds a thousandth of one.
     nanos: i64,
+    samples: u32,
 }
 
 impl Pace {
@@ -35,7 +66,23 @@ impl Pace {
             let sample = micros(time).saturating_mul(1_000_000) / work;
             let sample = sample.clamp(Self::MIN, Self::MAX);
             self.nanos += (sample - self.nanos) / SLOW;
+            self.samples = counted(self.samples);
         }
+    }
+
+    /// For other proxies.
+    pub(crate) fn told(self) -> Average {
+        average(self.nanos, self.samples)
+    }
+
+    /// Another proxy's word.
+    pub(crate) fn merge(&mut self, heard: Average) {
+        merge(&mut self.samples, &mut self.nanos, heard, Self::MIN, Self::MAX);
+    }
+
+    /// The backend may be another one: whoever knows better is believed.
+    pub(crate) const fn doubt(&mut self) {
+        self.samples = 0;
     }
 
     /// Nanoseconds a token.
@@ -57,7 +104,7 @@ impl Pace {
 
 impl Default for Pace {
     fn default() -> Self {
-        Self { nanos: Self::START }
+        Self { nanos: Self::START, samples: 0 }
     }
 }
 
@@ -70,6 +117,7 @@ fn micros(time: Duration) -> i64 {
 pub(crate) struct TokenLength {
     /// Thousandths of a byte a token.
     milli: i64,
+    samples: u32,
 }
 
 impl TokenLength {
@@ -83,7 +131,18 @@ impl TokenLength {
             let sample = u128::from(bytes) * 1_000 / u128::from(tokens);
             let sample = i64::try_from(sample).unwrap_or(Self::MAX).clamp(Self::MIN, Self::MAX);
             self.milli += (sample - self.milli) / SLOW;
+            self.samples = counted(self.samples);
         }
+    }
+
+    /// For other proxies.
+    pub(crate) fn told(self) -> Average {
+        average(self.milli, self.samples)
+    }
+
+    /// Another proxy's word.
+    pub(crate) fn merge(&mut self, heard: Average) {
+        merge(&mut self.samples, &mut self.milli, heard, Self::MIN, Self::MAX);
     }
 
     /// Thousandths of a byte a token.
@@ -100,7 +159,7 @@ impl TokenLength {
 
 impl Default for TokenLength {
     fn default() -> Self {
-        Self { milli: Self::START }
+        Self { milli: Self::START, samples: 0 }
     }
 }
 
@@ -110,6 +169,7 @@ impl Default for TokenLength {
 pub(crate) struct Trust {
     /// In thousandths.
     kept: i64,
+    samples: u32,
     /// Whether it said that it looks for none.
     off: bool,
 }
@@ -132,6 +192,24 @@ impl Trust {
         // Rounded away from where it is, so that it gets all the way.
         let way = sample - self.kept;
         self.kept += (way + way.signum() * (Self::FAST - 1)) / Self::FAST;
+        self.samples = counted(self.samples);
+    }
+
+    /// For other proxies. What it said itself it says to each.
+    pub(crate) fn told_on(self) -> Average {
+        average(self.kept, if self.off { 0 } else { self.samples })
+    }
+
+    /// Another proxy's word.
+    pub(crate) fn merge(&mut self, heard: Average) {
+        if !self.off {
+            merge(&mut self.samples, &mut self.kept, heard, 0, Self::FULL);
+        }
+    }
+
+    /// The backend may be another one: whoever knows better is believed.
+    pub(crate) const fn doubt(&mut self) {
+        self.samples = 0;
     }
 
     /// What part of a promise is kept, in thousandths.
@@ -143,8 +221,7 @@ impl Trust {
     /// nothing is found that would say so.
     pub(crate) const fn told(&mut self, on: bool) {
         if on == self.off {
-            self.kept = if on { Self::FULL } else { 0 };
-            self.off = !on;
+            *self = Self { kept: if on { Self::FULL } else { 0 }, samples: 0, off: !on };
         }
     }
 
@@ -159,7 +236,7 @@ impl Trust {
 
 impl Default for Trust {
     fn default() -> Self {
-        Self { kept: Self::FULL, off: false }
+        Self { kept: Self::FULL, samples: 0, off: false }
     }
 }
 
@@ -280,6 +357,52 @@ mod tests {
         (0..50).for_each(|_| trust.learn(1_280, 1_280, 128));
         assert!(trust.discounted(1_000) > 950, "{trust:?}");
         (0..400).for_each(|_| trust.learn(1_280, 1_280, 128));
-        assert_eq!(trust, Trust::default());
+        assert_eq!(trust, Trust { samples: 900, ..Trust::default() });
+    }
+
+    #[rstest]
+    #[case::of_more_samples(10, 200_000, (10, 200_000))]
+    #[case::of_fewer(2, 200_000, (3, 122_526))]
+    #[case::of_as_many_and_greater(3, 130_000, (3, 130_000))]
+    #[case::of_as_many_and_smaller(3, 100_000, (3, 122_526))]
+    #[case::of_none(0, 200_000, (3, 122_526))]
+    #[case::out_of_bounds(10, 0, (10, 41_666))]
+    #[case::absurd(u32::MAX, u64::MAX, (1 << 20, 1_250_000))]
+    fn who_knows_more_is_believed(
+        #[case] samples: u32,
+        #[case] value: u64,
+        #[case] expected: (u32, i64),
+    ) {
+        let mut pace = Pace::default();
+        (0..3).for_each(|_| pace.learn(8_000_000, Duration::from_millis(1)));
+        let (before, heard) = (pace.told(), Average { value, samples });
+        for _ in 0..2 {
+            pace.merge(heard);
+            assert_eq!((pace.samples, pace.nanos), expected);
+        }
+        // The other way round it comes to the same, within bounds.
+        let mut other = Pace::default();
+        other.merge(heard);
+        other.merge(before);
+        assert_eq!(other, pace);
+        pace.learn(8_000_000, Duration::from_millis(1_000));
+        assert!(pace.samples <= SAMPLES_MAX);
+    }
+
+    #[test]
+    fn nobody_is_believed_against_what_a_backend_says_of_itself() {
+        let mut trust = Trust::default();
+        trust.merge(Average { value: 300, samples: 5 });
+        assert_eq!((trust.kept(), trust.told_on().samples), (300, 5));
+        trust.told(false);
+        assert_eq!(trust.told_on(), Average::default());
+        trust.merge(Average { value: 700, samples: 900 });
+        assert_eq!(trust.kept(), 0);
+        trust.told(true);
+        trust.merge(Average { value: u64::MAX, samples: 900 });
+        assert_eq!(trust.kept(), Trust::FULL);
+        trust.doubt();
+        trust.merge(Average { value: 10, samples: 1 });
+        assert_eq!(trust.kept(), 10);
     }
 }

@@ -6,7 +6,7 @@
 use crate::fleet::learned::Pace;
 use crate::fleet::peers::{Oldest, Others};
 use crate::fleet::update::{Head, InHand, Lesson};
-use crate::time::{Duration, Instant};
+use crate::time::Instant;
 use alloc::collections::{BTreeMap, BTreeSet};
 
 /// What a backend has in hand at one moment.
@@ -94,14 +94,14 @@ impl Load {
         })
     }
 
-    /// Another proxy saw so much prefilled in a while.
-    pub(crate) fn learn_pace(&mut self, work: i64, time: Duration) {
-        self.pace.learn(work, time);
-    }
-
     /// How fast it prefills, as far as it was learned.
     pub(crate) const fn pace(&self) -> Pace {
         self.pace
+    }
+
+    /// The same to be changed.
+    pub(crate) const fn pace_mut(&mut self) -> &mut Pace {
+        &mut self.pace
     }
 
     /// It is another process, maybe on another machine.

@@ -32,8 +32,8 @@ pub(crate) use names::Lost;
 pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
 pub use update::{
-    About, BackendName, Clock, Head, InHand, Lesson, Owned, Placed, PromptLength, ProxyId, Update,
-    UpdateError, Word,
+    About, Average, BackendName, Capacity, Clock, Head, InHand, Learned, Lesson, Owned, Placed,
+    PromptLength, ProxyId, Update, UpdateError, Word,
 };
 
 use crate::rng::Rng;
@@ -336,6 +336,9 @@ impl Fleet {
             let back = before == State::Down && backend.health.state() != State::Down;
             let lost = back || (backend.rests() && !rested);
             let wiped = lost && backend.shared.lost(now);
+            if wiped {
+                backend.doubt_learned();
+            }
             if before == State::Down {
                 backend.load.forget_pace();
                 backend.window = Window::default();

@@ -3,7 +3,7 @@
 //! Owns the index from a name to its backends, and the memory of names whose backends are gone.
 //! Does not know whether a backend is up.
 
-use crate::fleet::{BackendId, TokenLength};
+use crate::fleet::{Average, BackendId, TokenLength};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -12,6 +12,10 @@ use alloc::vec::Vec;
 /// 200 bytes; a fleet that forgets more than this has gone through many thousand adapters, and
 /// the oldest of them are asked for no more.
 const REMEMBERED_MAX: usize = 10_000;
+
+/// Names of which other proxies told how long their tokens are, before any backend listed them: for
+/// who has just started and asks.
+const HEARD_MAX: usize = 1_024;
 
 /// Why a backend no longer has a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,8 @@ pub(crate) struct Names {
     models: BTreeMap<Arc<str>, Model>,
     remembered: BTreeMap<u64, Arc<str>>,
     next: u64,
+    /// How long the tokens of names are that nobody lists yet.
+    heard: BTreeMap<Arc<str>, TokenLength>,
 }
 
 impl Names {
@@ -67,12 +73,25 @@ impl Names {
         self.models.get(name).map_or_else(TokenLength::default, |model| model.token_length)
     }
 
+    /// Another proxy says how long the tokens of a model of this name are.
+    pub(crate) fn hear_length(&mut self, name: &Arc<str>, length: Average) {
+        if let Some(model) = self.models.get_mut(name) {
+            model.token_length.merge(length);
+        } else if self.heard.len() < HEARD_MAX || self.heard.contains_key(name) {
+            self.heard.entry(Arc::clone(name)).or_default().merge(length);
+        }
+    }
+
     /// A backend lists a name, for weights from there. Says whether others list it for other
     /// weights.
     pub(crate) fn add(&mut self, name: &str, root: Option<&str>, backend: BackendId) -> bool {
         let model = match self.models.get_mut(name) {
             Some(model) => model,
-            None => self.models.entry(Arc::from(name)).or_default(),
+            None => {
+                let token_length = self.heard.remove(name).unwrap_or_default();
+                let model = Model { token_length, ..Model::default() };
+                self.models.entry(Arc::from(name)).or_insert(model)
+            }
         };
         if let Some(order) = model.remembered.take() {
             self.remembered.remove(&order);
@@ -144,6 +163,25 @@ mod tests {
             names.remove("m", backend, Lost::Unlisted);
         }
         assert!(!names.add("m", Some("z"), B), "it is alone");
+    }
+
+    #[test]
+    fn what_was_heard_of_a_name_waits_for_it() {
+        let mut names = Names::default();
+        let length = |value| Average { samples: 3, value };
+        names.hear_length(&Arc::from("m"), length(2_000));
+        names.hear_length(&Arc::from("m"), length(3_000));
+        assert!(!names.knows("m"));
+        names.add("m", None, A);
+        assert_eq!(names.token_length("m").told(), length(3_000));
+        names.hear_length(&Arc::from("m"), length(4_000));
+        assert_eq!(names.token_length("m").told(), length(4_000));
+        for number in 0..=HEARD_MAX {
+            names.hear_length(&Arc::from(format!("m{number}")), length(2_000));
+        }
+        assert_eq!(names.heard.len(), HEARD_MAX);
+        names.add("m0", None, A);
+        assert_eq!(names.heard.len(), HEARD_MAX - 1);
     }
 
     #[test]

@@ -122,6 +122,8 @@ pub struct About {
     pub lessons: Vec<Lesson>,
     /// Stored responses that it keeps.
     pub owned: Vec<Owned>,
+    /// In a snapshot: what was made of all lessons.
+    pub learned: Learned,
 }
 
 impl About {
@@ -137,6 +139,7 @@ impl About {
             clock: None,
             lessons: Vec::new(),
             owned: Vec::new(),
+            learned: Learned::NOTHING,
         }
     }
 }
@@ -188,6 +191,48 @@ pub struct Owned {
     pub moves: u32,
     /// How long ago it was spoken of.
     pub age: Duration,
+}
+
+/// What samples made of a number. Of two proxies' the one of more samples counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Average {
+    /// How many, since the backend lost its cache last. With none there is no value.
+    pub samples: u32,
+    /// What they made.
+    pub value: u64,
+}
+
+/// What was learned of a backend, for who was not there to learn it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Learned {
+    /// Nanoseconds in which it prefills a token.
+    pub pace: Average,
+    /// What part of the promises of its cache was kept, in thousandths.
+    pub trust: Average,
+    /// How large its cache is, if that is known.
+    pub capacity: Option<Capacity>,
+    /// Thousandths of a byte in a token of its models, by their names.
+    pub token_lengths: Vec<(Arc<str>, Average)>,
+}
+
+impl Learned {
+    const NOTHING: Self = Self {
+        pace: Average { samples: 0, value: 0 },
+        trust: Average { samples: 0, value: 0 },
+        capacity: None,
+        token_lengths: Vec::new(),
+    };
+}
+
+/// How large a backend's cache is. Who knows more comes behind who knows less.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Capacity {
+    /// Answers that taught something of it.
+    pub samples: u32,
+    /// Tokens by its own word, with what is added to it.
+    pub start: u64,
+    /// What the answers made of that, in thousandths of a token.
+    pub milli: u64,
 }
 
 /// Where a backend's clock stands, for who was not there when it was moved on.

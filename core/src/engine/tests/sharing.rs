@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::fleet::{
-    About, BackendName, Clock, Fact, InHand, Lesson, Placed, PrefixIndex, PromptLength, ProxyId,
-    Standing, Update,
+    About, Average, BackendName, Clock, Fact, InHand, Lesson, Placed, PrefixIndex, PromptLength,
+    ProxyId, Standing, Update,
 };
 use crate::rng::{Rng, mix};
 use crate::route::{Change, Echo};
@@ -893,6 +893,19 @@ fn no_word_does_harm() {
                 moves: any() as u32,
                 age: age(any()),
             }]),
+            learned: crate::fleet::Learned {
+                pace: Average { samples: any() as u32, value: any() },
+                trust: Average { samples: any() as u32, value: any() },
+                capacity: Some(crate::fleet::Capacity {
+                    samples: any() as u32,
+                    start: any(),
+                    milli: any(),
+                }),
+                token_lengths: Vec::from([(
+                    Arc::from("m"),
+                    Average { samples: any() as u32, value: any() },
+                )]),
+            },
         };
         let length = PromptLength { model: Arc::from("m"), bytes: any(), tokens: any() };
         let lengths = Vec::from([length]);
@@ -1051,6 +1064,58 @@ fn each_lesson_counts_once() {
         net.hear(at, &update);
     }
     assert_eq!((pace(&net, 1), length(&net, 1)), learned);
+}
+
+/// What a proxy has learned of a backend.
+fn learned(net: &Net, at: usize, port: u16) -> crate::fleet::Learned {
+    let fleet = &net.rigs[at].engine.fleet;
+    fleet.learned(fleet.backend(net.backend(at, port)).expect("it is there"))
+}
+
+#[test]
+fn who_starts_takes_over_what_was_learned() {
+    let mut net = Net::new(2);
+    net.arrive();
+    let port = net.send(0, &prompt(1, 40), true);
+    for (number, millis) in [(2, 700), (3, 20), (4, 300)] {
+        net.sleep(millis);
+        net.first_byte(0);
+        let (_, route) = net.open.pop().expect("it was sent");
+        let usage = crate::route::Usage { prompt: 3_000, cached: Some(0), completion: 7 };
+        let now = net.rigs[0].now;
+        let outcome = Outcome::Done { status: 200, usage: Some(usage) };
+        net.rigs[0].engine.finish(route.ticket, outcome, now);
+        // The same again is promised more than it gets.
+        let mut again = prompt(1, 40);
+        again.extend(prompt(number, 20));
+        net.send(0, &again, true);
+        assert_eq!(self::port(&net.open[0].1), port);
+    }
+    net.finish_all();
+    net.arrive();
+    let known = learned(&net, 0, port);
+    let capacity = known.capacity.expect("it was learned of");
+    let length = &known.token_lengths[0];
+    assert!(known.pace.samples > 0 && known.trust.samples > 0, "{known:?}");
+    assert!(capacity.samples > 0 && length.1.samples > 0 && known.trust.value < 1_000);
+    assert_eq!(learned(&net, 1, port), known, "heard in the same order it is the same");
+    let late = net.join(3);
+    assert_eq!(learned(&net, late, port), crate::fleet::Learned::default());
+    for _ in 0..2 {
+        net.snapshot(1, late);
+        assert_eq!(learned(&net, late, port), known);
+    }
+    // What is known better is kept, and of a loss on nobody knows better.
+    net.snapshot(late, 0);
+    assert_eq!(learned(&net, 0, port), known);
+    net.clear(0, port);
+    net.arrive();
+    for at in [0, 1, late] {
+        let after = learned(&net, at, port);
+        assert_eq!((after.pace, after.trust, after.capacity), Default::default());
+        assert_eq!(after.token_lengths, known.token_lengths);
+    }
+    net.agree("all know as much");
 }
 
 /// Where each of two proxies sends prompts that are new to both.

@@ -5,6 +5,8 @@
 
 use super::turnover;
 use crate::fleet::BackendId;
+use crate::fleet::learned::counted;
+use crate::fleet::update::Capacity;
 
 /// Tokens to one tick of a stamp. 32 bits of such ticks last for 68 billion tokens.
 const TICK: u64 = 16;
@@ -100,7 +102,11 @@ pub(super) struct Cache {
     /// Where learning starts, in tokens; more than the cache has, since the guess of what it holds
     /// is better too long than too short.
     start: u64,
+    /// Whether it said to this proxy where that is.
+    said: bool,
     capacity_milli: u64,
+    /// Answers that taught something of the capacity.
+    samples: u32,
     fresh: u64,
     /// The step up to which `fresh` is decayed.
     step: u64,
@@ -110,7 +116,8 @@ impl Cache {
     pub(super) const fn new(id: BackendId) -> Self {
         let start = believed(CAPACITY);
         let capacity_milli = start * MILLI;
-        Self { id, inserted: 0, start, capacity_milli, fresh: 0, step: 0 }
+        let (said, samples) = (false, 0);
+        Self { id, inserted: 0, start, said, capacity_milli, samples, fresh: 0, step: 0 }
     }
 
     pub(super) const fn inserted(&self) -> u64 {
@@ -124,10 +131,37 @@ impl Cache {
     /// It says how large it is, or does not. What was learnt is kept unless that has changed.
     pub(super) fn set_capacity(&mut self, tokens: Option<u64>) {
         let start = believed(tokens.unwrap_or(CAPACITY));
+        self.said = tokens.is_some();
         if start != self.start {
             self.start = start;
             self.capacity_milli = start * MILLI;
+            self.samples = 0;
         }
+    }
+
+    /// How large it is, for other proxies; `None` if nothing is known of that.
+    pub(super) const fn told(&self) -> Option<Capacity> {
+        let known = self.samples > 0 || self.start != believed(CAPACITY);
+        let Self { samples, start, capacity_milli: milli, .. } = *self;
+        if known { Some(Capacity { samples, start, milli }) } else { None }
+    }
+
+    /// Another proxy's word. Where the backend itself says how large it is, only who starts there
+    /// counts; otherwise who was told by it, and then who learned more. Says whether that changed
+    /// anything.
+    pub(super) fn merge_capacity(&mut self, heard: Capacity) -> bool {
+        let start = heard.start.min(CAPACITY_MAX);
+        let bounds = (start * LEARNT_MIN, start * LEARNT_MAX);
+        let milli = heard.milli.clamp(bounds.0, bounds.1);
+        let unsaid = believed(CAPACITY);
+        let rank = |start, samples, milli| (start != unsaid, samples, start, milli);
+        let greater =
+            rank(start, heard.samples, milli) > rank(self.start, self.samples, self.capacity_milli);
+        if !greater || (self.said && start != self.start) {
+            return false;
+        }
+        (self.start, self.capacity_milli, self.samples) = (start, milli, heard.samples);
+        true
     }
 
     /// Learns from what an answer said was cached of its prompt. Whatever it says, the capacity
@@ -145,6 +179,7 @@ impl Cache {
         if cached > predicted + chunk {
             capacity = capacity * 102 / 100;
         }
+        self.samples = counted(self.samples);
         let (min, max) = (self.start * LEARNT_MIN, self.start * LEARNT_MAX);
         self.capacity_milli = u64::try_from(capacity).unwrap_or(max).clamp(min, max);
     }
@@ -174,6 +209,7 @@ impl Cache {
     /// The process is another one, with nothing in its cache.
     pub(super) const fn wipe(&mut self) {
         self.capacity_milli = self.start * MILLI;
+        self.samples = 0;
         self.fresh = 0;
     }
 
@@ -320,6 +356,36 @@ mod tests {
         cache.hear(asked - stamped, false, 0);
         assert_eq!(cache.view(0).is_valid(stamp, 0), valid);
         assert!(!cache.view(1).is_valid(stamp, 0), "of another generation");
+    }
+
+    #[test]
+    fn capacities_merge_in_any_order() {
+        let heard = |samples, start, milli| Capacity { samples, start, milli };
+        let words = [
+            heard(9, 500_000, 700_000_000),
+            heard(0, 100_000, 100_000_000),
+            heard(5, 100_000, 120_000_000),
+            heard(5, 100_000, u64::MAX),
+            heard(4, 100_000, 0),
+        ];
+        for turn in 0..words.len() {
+            let mut merged = Cache::new(BackendId(0));
+            assert_eq!(merged.told(), None);
+            for step in 0..2 * words.len() {
+                merged.merge_capacity(words[(turn + step) % words.len()]);
+            }
+            assert_eq!(merged.told(), Some(heard(5, 100_000, 200_000_000)));
+            assert_eq!(merged.capacity(), 200_000);
+        }
+        // Where it says the same itself that is kept, and where it says another size it is not.
+        let mut same = cache(80_000);
+        assert!(same.merge_capacity(words[2]) && !same.merge_capacity(words[2]));
+        same.set_capacity(Some(80_000));
+        assert_eq!(same.capacity(), 120_000);
+        let mut other = cache(8_000);
+        assert!(!other.merge_capacity(words[2]));
+        assert_eq!(other.capacity(), 10_000);
+        assert!(Cache::new(BackendId(0)).merge_capacity(heard(u32::MAX, u64::MAX, u64::MAX)));
     }
 
     #[test]

@@ -1,11 +1,12 @@
-//! Clocks: how far each proxy has moved a backend's clock on.
+//! Clocks: how far each proxy has moved a backend's clock on, and what else proxies know of a
+//! cache as a whole.
 //!
 //! A clock is the sum of what proxies inserted, each of which counts by itself: counters merge by
 //! the greater number, and their sum cannot run ahead by hearing twice. Does not know who these
 //! proxies are.
 
 use super::PrefixIndex;
-use crate::fleet::BackendId;
+use crate::fleet::{BackendId, Capacity};
 
 impl PrefixIndex {
     /// Another proxy's word, or an older one of this proxy: it has inserted so many tokens there
@@ -32,6 +33,21 @@ impl PrefixIndex {
     pub fn merge_fresh(&mut self, backend: BackendId, tokens: u64) {
         if let Some(at) = self.slot(backend) {
             self.caches[at].merge_fresh(tokens, self.turnover.step());
+        }
+    }
+
+    /// How large a backend's cache is, for other proxies; `None` if nothing is known of that.
+    pub fn told_capacity(&self, backend: BackendId) -> Option<Capacity> {
+        self.slot(backend).and_then(|at| self.caches[at].told())
+    }
+
+    /// Another proxy's word: a backend's cache is so large.
+    pub fn merge_capacity(&mut self, backend: BackendId, capacity: Capacity) {
+        if let Some(at) = self.slot(backend)
+            && self.caches[at].merge_capacity(capacity)
+        {
+            self.look(at);
+            self.sum_up();
         }
     }
 

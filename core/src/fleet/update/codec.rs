@@ -21,8 +21,8 @@ mod tests;
 
 use super::bytes::{Reader, put, put_amount, put_field, put_hash, put_number, put_time};
 use super::{
-    About, BackendName, Clock, Head, InHand, Lesson, Owned, Placed, PromptLength, ProxyId, Update,
-    UpdateError,
+    About, Average, BackendName, Capacity, Clock, Head, InHand, Learned, Lesson, Owned, Placed,
+    PromptLength, ProxyId, Update, UpdateError,
 };
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -38,6 +38,8 @@ const CHUNKS_MAX: usize = 4_096;
 const COUNTERS_MAX: usize = 64;
 /// Lessons of one update, and lengths of prompts.
 const LESSONS_MAX: usize = 4_096;
+/// Models of one backend whose tokens are told of.
+const TOKEN_LENGTHS_MAX: usize = 64;
 /// Stored responses of one update.
 const OWNED_MAX: usize = 4_096;
 /// Bytes of a model's name. A longer one is not told.
@@ -62,6 +64,10 @@ const PACE: u8 = 9;
 const CACHED: u8 = 10;
 const OWNED: u8 = 11;
 const CHANGES: u8 = 12;
+const LEARNED_PACE: u8 = 13;
+const TRUST: u8 = 14;
+const CAPACITY: u8 = 15;
+const TOKEN_LENGTH: u8 = 16;
 
 impl Update {
     /// Appends its bytes.
@@ -173,6 +179,7 @@ impl About {
                 }
             });
         }
+        self.learned.encode(out);
     }
 
     fn read(reader: &mut Reader<'_>, room: &mut Room) -> Result<Self, UpdateError> {
@@ -205,6 +212,21 @@ impl About {
                     room.lessons = left.ok_or_else(|| field.wrong("4096 lessons at most"))?;
                     about.lessons.push(Lesson::read(&mut field, tag)?);
                 }
+                LEARNED_PACE => about.learned.pace = Average::read(&mut field)?,
+                TRUST => about.learned.trust = Average::read(&mut field)?,
+                CAPACITY => {
+                    about.learned.capacity = Some(Capacity {
+                        samples: field.small("samples")?,
+                        start: field.number(u64::MAX, "tokens of a cache")?,
+                        milli: field.number(u64::MAX, "tokens of a cache")?,
+                    });
+                }
+                TOKEN_LENGTH if about.learned.token_lengths.len() < TOKEN_LENGTHS_MAX => {
+                    let length = Average::read(&mut field)?;
+                    let model = Arc::from(field.text(MODEL_BYTES_MAX, "a model's name")?);
+                    about.learned.token_lengths.push((model, length));
+                }
+                TOKEN_LENGTH => return Err(field.wrong("64 models at most")),
                 OWNED => {
                     while !field.is_empty() {
                         let left = room.owned.checked_sub(1);
@@ -253,6 +275,42 @@ impl Clock {
             counters.push((proxy, field.number(u64::MAX, "inserted tokens")?));
         }
         Ok(Self { counters, inserted_tokens, fresh_tokens })
+    }
+}
+
+impl Learned {
+    fn encode(&self, out: &mut Vec<u8>) {
+        for (tag, average) in [(LEARNED_PACE, self.pace), (TRUST, self.trust)] {
+            if average != Average::default() {
+                put_field(out, tag, |out| average.encode(out));
+            }
+        }
+        if let Some(Capacity { samples, start, milli }) = self.capacity {
+            put_field(out, CAPACITY, |out| {
+                put(out, samples.into());
+                put(out, start);
+                put(out, milli);
+            });
+        }
+        let told = self.token_lengths.iter().filter(|(model, _)| model.len() <= MODEL_BYTES_MAX);
+        for (model, length) in told {
+            put_field(out, TOKEN_LENGTH, |out| {
+                length.encode(out);
+                out.extend_from_slice(model.as_bytes());
+            });
+        }
+    }
+}
+
+impl Average {
+    fn encode(&self, out: &mut Vec<u8>) {
+        put(out, self.samples.into());
+        put(out, self.value);
+    }
+
+    fn read(field: &mut Reader<'_>) -> Result<Self, UpdateError> {
+        let samples = field.small("samples")?;
+        Ok(Self { samples, value: field.number(u64::MAX, "what samples made")? })
     }
 }
 

@@ -54,6 +54,12 @@ fn full() -> Update {
             Owned { response: 0x0807_0605_0403_0201, moves: 0, age: Duration::ZERO },
             Owned { response: 2, moves: 1, age: Duration::from_micros(128) },
         ],
+        learned: Learned {
+            pace: Average { samples: 100, value: 125_000 },
+            trust: Average { samples: 1, value: 937 },
+            capacity: Some(Capacity { samples: 2, start: 100_000, milli: 95_000_000 }),
+            token_lengths: vec![(Arc::from("m"), Average { samples: 3, value: 4_000 })],
+        },
         ..About::of(BackendName(0xa0a1_a2a3_a4a5_a6a7), 0)
     };
     let bare = About::of(BackendName(1), 0);
@@ -67,7 +73,7 @@ fn the_layout_stays() {
         "01",                       // version
         "01 08 0b00000000000000",   // proxy
         "02 02 ac02",               // number
-        "03 8001",                  // a backend
+        "03 9b01",                  // a backend
         "  01 08 a7a6a5a4a3a2a1a0", //   its name
         "  02 01 02",               //   generation
         "  0c 02 8101",             //   changes
@@ -81,6 +87,10 @@ fn the_layout_stays() {
         "  09 07 8092f401 a0c21e",   //   pace
         "  0a 07 8005 8004 8001 01", //   cached
         "  0b 15 0102030405060708 00 00 0200000000000000 01 8001",
+        "  0d 04 64 c8d007",            //   pace as it was learned
+        "  0e 03 01 a907",              //   trust
+        "  0f 08 02 a08d06 c0aba62d",   //   capacity
+        "  10 04 03 a01f 6d",           //   length of tokens
         "03 0a 01 08 0100000000000000", // a backend of which nothing is said
         "04 08 a01f e807 6d2fc3a9",     // bytes and tokens of a prompt
     ];
@@ -135,9 +145,23 @@ fn clock() -> impl Strategy<Value = Clock> {
     })
 }
 
+fn average() -> impl Strategy<Value = Average> {
+    (small(), chance()).prop_map(|(samples, value)| Average { samples, value })
+}
+
 fn about() -> impl Strategy<Value = About> {
     let placed = (small(), list(chance(), 0..5));
     let placed = placed.prop_map(|(stamp, chunks)| Placed { stamp, chunks });
+    let model = "\\PC{0,9}".prop_map(|model| Arc::from(model.as_str()));
+    let capacity = (small(), chance(), chance());
+    let capacity = capacity.prop_map(|(samples, start, milli)| Capacity { samples, start, milli });
+    let learned = (average(), average(), option::of(capacity), list((model, average()), 0..3));
+    let learned = learned.prop_map(|(pace, trust, capacity, token_lengths)| Learned {
+        pace,
+        trust,
+        capacity,
+        token_lengths,
+    });
     let owned = (chance(), small(), time());
     let owned = owned.prop_map(|(response, moves, age)| Owned { response, moves, age });
     let drawn = (
@@ -147,11 +171,13 @@ fn about() -> impl Strategy<Value = About> {
         option::of(clock()),
         list(lesson(), 0..4),
         list(owned, 0..4),
+        learned,
     );
-    drawn.prop_map(|(state, in_hand, placed, clock, lessons, owned)| {
+    drawn.prop_map(|(state, in_hand, placed, clock, lessons, owned, learned)| {
         let (name, generation, changes, inserted_tokens) = state;
         let base = About::of(BackendName(name), generation);
-        About { changes, in_hand, inserted_tokens, placed, clock, lessons, owned, ..base }
+        let told = About { changes, in_hand, inserted_tokens, placed, clock, ..base };
+        About { lessons, owned, learned, ..told }
     })
 }
 
@@ -344,6 +370,10 @@ fn there_are_limits() {
     let owned = vec![Owned { response: 1, moves: 0, age: Duration::ZERO }; OWNED_MAX + 1];
     let owner = About { owned, ..About::of(BackendName(1), 0) };
     limit("4096 responses at most", &encoded(&many(owner, 1)));
+    let token_lengths = vec![(Arc::from("m"), Average::default()); TOKEN_LENGTHS_MAX + 1];
+    let learned = Learned { token_lengths, ..Learned::default() };
+    let adapters = About { learned, ..About::of(BackendName(1), 0) };
+    limit("64 models at most", &encoded(&many(adapters, 1)));
     let length = full().lengths[0].clone();
     let lengths = vec![length.clone(); LESSONS_MAX + 1];
     limit("4096 lengths of prompts at most", &encoded(&Update { lengths, ..full() }));
