@@ -72,7 +72,7 @@ impl Fleet {
             self.changed(id, now);
         }
         let Some(backend) = super::find(&mut self.backends, id) else { return };
-        let lost = backend.shared.told(about.generation, now);
+        let lost = backend.shared.told(about.generation, word.map(|_| now));
         let current = about.generation == backend.shared.generation();
         if lost {
             backend.doubt_learned();

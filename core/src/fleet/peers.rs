@@ -335,12 +335,13 @@ impl Shared {
         news
     }
 
-    /// Another proxy knows of so many losses; says whether that is news.
-    pub(crate) fn told(&mut self, generation: u32, now: Instant) -> bool {
+    /// Another proxy knows of so many losses; says whether that is news. `now` if it may be the
+    /// first to say so: what is kept or told again says nothing of when it was.
+    pub(crate) fn told(&mut self, generation: u32, now: Option<Instant>) -> bool {
         let news = generation > self.generation;
         if news {
             self.generation = generation;
-            self.told = Some(now);
+            self.told = now;
         }
         news
     }
@@ -453,15 +454,18 @@ mod tests {
     fn a_loss_is_counted_once_whoever_sees_it() {
         let mut shared = Shared::new(BackendName(1));
         assert!(shared.lost(at(0)));
-        assert!(!shared.told(1, at(0)), "that is known");
-        assert!(shared.told(2, at(1_000)));
+        assert!(!shared.told(1, Some(at(0))), "that is known");
+        assert!(shared.told(2, Some(at(1_000))));
         assert!(!shared.lost(at(10_999)), "this is the one that was told of");
         assert!(shared.lost(at(10_999)), "this is another");
-        assert!(shared.told(9, at(20_000)));
+        assert!(shared.told(9, Some(at(20_000))));
         assert!(shared.lost(at(30_000)), "it is too long ago to be the same");
         assert_eq!(shared.generation(), 10);
-        shared.told(u32::MAX, at(40_000));
+        shared.told(u32::MAX, Some(at(40_000)));
         shared.cleared();
         assert_eq!(shared.generation(), u32::MAX);
+        let mut shared = Shared::new(BackendName(1));
+        assert!(shared.told(7, None));
+        assert!(shared.lost(at(1)), "who was told of a loss long ago sees another one");
     }
 }

@@ -7,6 +7,7 @@ use crate::fleet::{
 };
 use crate::rng::{Rng, mix};
 use crate::route::{Change, Echo};
+use crate::wire::probe::CacheReport;
 
 const BACKENDS: u16 = 5;
 const SECOND: u64 = 1_000;
@@ -1116,6 +1117,147 @@ fn who_starts_takes_over_what_was_learned() {
         assert_eq!(after.token_lengths, known.token_lengths);
     }
     net.agree("all know as much");
+}
+
+/// What each backend is believed to hold of a prompt, in tokens, by the backends' ports.
+fn promised(net: &Net, at: usize, chunks: &[u64]) -> Vec<u64> {
+    let fleet = &net.rigs[at].engine.fleet;
+    let index = fleet.index.as_ref().expect("it is cache-aware");
+    let mut matches = index.scratch();
+    index.matches(chunks, &mut matches);
+    let chunk = fleet.token_length("m").work_of(512) as u64;
+    let at_port = |port| {
+        let backend = fleet.backend(net.backend(at, port)).expect("it is there");
+        let held = backend.slot.map_or(0, |slot| matches.at(slot) as u64) * chunk;
+        backend.trust.discounted(held.cast_signed()).cast_unsigned()
+    };
+    (0..BACKENDS).map(at_port).collect()
+}
+
+/// What somebody might have kept of all that was said: what was placed, and how backends stood.
+fn kept(net: &Net, teller: usize, said: &[Update]) -> Vec<Update> {
+    let proxy = ProxyId(100 + teller as u64);
+    let page = |about| Update { proxy, number: 0, about: Vec::from([about]), lengths: Vec::new() };
+    let placed = said.iter().flat_map(|update| &update.about).map(|about| {
+        let About { placed, owned, .. } = about.clone();
+        page(About { placed, owned, ..About::of(about.backend, about.generation) })
+    });
+    let engine = &net.rigs[teller].engine;
+    let stands = engine.names().map(|name| page(engine.stand(name).expect("it is known")));
+    placed.chain(stands).collect()
+}
+
+#[test]
+fn who_starts_with_nobody_there_reads_what_was_kept() {
+    for seed in 80..88 {
+        let mut net = Net::new(2);
+        let mut rng = Rng::new(seed);
+        let mut log = Vec::new();
+        for part in 0..3 {
+            let from = net.log.len();
+            for _ in 0..120 {
+                net.step(&mut rng);
+                net.arrive();
+            }
+            // Of a model whose tokens are longer than was believed.
+            let port = net.send(part % 2, &prompt(70 + part as u64, 30), true);
+            net.sleep(500);
+            let last = net.open.len() - 1;
+            net.first_byte(last);
+            let (at, route) = net.open.pop().expect("it was sent");
+            let usage = crate::route::Usage { prompt: 2_000, cached: Some(0), completion: 9 };
+            let now = net.rigs[at].now;
+            let outcome = Outcome::Done { status: 200, usage: Some(usage) };
+            net.rigs[at].engine.finish(route.ticket, outcome, now);
+            net.drain(at);
+            net.arrive();
+            assert!(port < BACKENDS);
+            log.extend(kept(&net, part % 2, &net.log[from..]));
+        }
+        let late = net.join(4);
+        net.way.retain(|(_, update)| update.proxy == ProxyId(100 + late as u64));
+        net.arrive();
+        let mut twice: Vec<_> = log.iter().chain(&log).collect();
+        while !twice.is_empty() {
+            let update = twice.swap_remove(rng.below(twice.len() as u64) as usize);
+            net.hear(late, update);
+        }
+        assert_eq!(net.rigs[late].engine.company().alive, 0, "nobody lives for that");
+        let mut found = 0;
+        for number in 0..6 {
+            for length in [2, 8] {
+                let asked = prompt(number, length);
+                let all = promised(&net, 0, &asked);
+                found += usize::from(all.iter().any(|tokens| *tokens > 0));
+                assert_eq!(promised(&net, late, &asked), all, "seed {seed}, prompt {number}");
+            }
+        }
+        assert!(found > 5, "{found}");
+        // Whoever lives after all says no more than what is known.
+        let clocks = |net: &Net, at: usize| {
+            let index = net.rigs[at].engine.fleet.index.as_ref().expect("it is cache-aware");
+            let clock = |port| index.clock(net.backend(at, port));
+            (0..BACKENDS).map(clock).collect::<Vec<_>>()
+        };
+        assert_eq!(clocks(&net, late), clocks(&net, 0));
+        settle(&mut net, &mut rng);
+        assert_eq!(clocks(&net, late), clocks(&net, 0));
+        net.agree("all know the same");
+        for _ in 0..60 {
+            net.step(&mut rng);
+            net.arrive();
+        }
+        settle(&mut net, &mut rng);
+        net.agree("and go on together");
+        net.finish_all();
+    }
+}
+
+#[rstest]
+#[case::as_believed(None, 500_000 / 128)]
+#[case::as_said(Some(80_000), 100_000 / 128)]
+#[case::none(Some(0), 0)]
+fn a_log_is_as_long_as_a_cache(#[case] kv_tokens: Option<u64>, #[case] chunks: u64) {
+    let mut net = Net::new(1);
+    let cache = CacheReport { kv_tokens, ..CacheReport::default() };
+    let id = net.backend(0, 3);
+    net.tell(0, Input::Probed(id, Ok(Probe { cache: Some(cache), ..healthy(&["m"]) })));
+    let engine = &net.rigs[0].engine;
+    let name = BackendName::of(&spec(0, 3).address);
+    assert_eq!(engine.kept_chunks(name), Some(chunks));
+    assert_eq!(engine.names().count(), usize::from(BACKENDS));
+    assert!(engine.names().any(|known| known == name));
+    let stranger = BackendName(1);
+    assert_eq!((engine.kept_chunks(stranger), engine.stand(stranger)), (None, None));
+    let alone = Rig::serving(2, &["m"]).engine;
+    assert_eq!(
+        (alone.names().count(), alone.kept_chunks(name), alone.stand(name)),
+        (0, None, None)
+    );
+}
+
+#[test]
+fn without_an_index_the_rest_is_told_all_the_same() {
+    let config = |proxy| Config { upstreams: 1, proxy: Some(proxy), ..Config::default() };
+    let [mut one, mut other] = [1, 2].map(|proxy| {
+        let mut rig = Rig::new(config(proxy));
+        rig.discover(&[0, 0]);
+        (0..2).for_each(|id| drop(rig.up(id, &["m"])));
+        rig
+    });
+    one.engine.owns(BackendId(1), "resp_1", one.now);
+    let echo = Echo { backend: BackendId(0), result: Ok(Some(Change::Rest)) };
+    one.engine.heard(&[echo], None, one.now);
+    let mut page = Some(Page::FIRST);
+    while let Some(at) = page {
+        let (update, next) = one.engine.snapshot(at).expect("it shares");
+        other.handle(Input::Heard(&update));
+        page = next;
+    }
+    assert!(other.engine.asks_rest(BackendId(0)) && !other.engine.asks_rest(BackendId(1)));
+    assert_eq!(other.engine.fleet.owners.find("resp_1", other.now), Some(BackendId(1)));
+    assert_eq!(one.engine.shared_hash(), other.engine.shared_hash());
+    assert_eq!(one.engine.kept_chunks(BackendName::of(&spec(0, 0).address)), None);
 }
 
 /// Where each of two proxies sends prompts that are new to both.
