@@ -128,7 +128,7 @@ pub struct About {
 
 impl About {
     /// Nothing but a name yet.
-    pub(crate) const fn of(backend: BackendName, generation: u32) -> Self {
+    pub const fn of(backend: BackendName, generation: u32) -> Self {
         Self {
             backend,
             generation,

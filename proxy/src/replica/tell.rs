@@ -97,6 +97,7 @@ impl<'a> Telling<'a> {
         // One word each time, so that nobody waits long for the engine.
         while let Some(update) = self.engine(Engine::poll_update) {
             self.way.sent(update.number, Instant::now());
+            self.way.kept.note(&update);
             words += self.add(&Word::Update(update));
         }
         if orders.ask {

@@ -235,6 +235,15 @@ fn garbage_does_no_harm() {
     for garbage in [&b""[..], b"hello", &[0xff; 300], &[1, 1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]] {
         server.command(&[b"PUBLISH", b"vllm-proxy:1:0", garbage]);
     }
+    let names = proxies[0].engine(|engine| engine.names().collect::<Vec<_>>());
+    for (at, key) in names.into_iter().map(keep::key).enumerate() {
+        server.command(&[b"DEL", key.as_bytes()]);
+        if at % 2 == 0 {
+            server.command(&[b"LPUSH", key.as_bytes(), b"hello"]);
+        } else {
+            server.command(&[b"SET", key.as_bytes(), b"hello, this is nothing at all"]);
+        }
+    }
     settle(&proxies, open);
     settle(&proxies, traffic(&proxies, 1_000));
     agree(&proxies);
@@ -243,6 +252,10 @@ fn garbage_does_no_harm() {
             .iter()
             .all(|proxy| proxy.engine(|e| e.reported().is_some_and(|r| r.unreadable >= 3)))
     });
+    // Who comes now clears away what cannot be read, and is told the rest.
+    let newcomer = Proxy::start(&server.url(), 0xb1);
+    let [a, b, c] = proxies;
+    agree(&[a, b, c, newcomer]);
 }
 
 #[test]
@@ -275,4 +288,49 @@ fn a_long_way_delays_what_is_heard_and_nothing_else() {
     let lag = |proxy: &Proxy| proxy.engine(|e| e.reported().and_then(|report| report.lag));
     until("the lag is known", || lag(&proxies[0]).is_some_and(|lag| lag.as_millis() >= 100));
     assert!(lag(&proxies[1]).is_some_and(|lag| lag < Duration::from_millis(100)));
+}
+
+/// Bytes of all logs together.
+fn kept(server: &RedisServer, proxy: &Proxy) -> u64 {
+    let names = proxy.engine(|engine| engine.names().collect::<Vec<_>>());
+    let length = |name| server.command(&[b"STRLEN", keep::key(name).as_bytes()]);
+    let lengths = names.into_iter().map(length);
+    lengths.map(|length| length.trim_start_matches(':').parse::<u64>().expect("it is one")).sum()
+}
+
+/// Where prompts of so many texts go, and how many tokens of each are believed to be there.
+fn ask(proxy: &Proxy, texts: u64) -> Vec<(BackendId, bool)> {
+    let ask = |text| {
+        let (backend, ticket) = proxy.send(text, 30);
+        let work = proxy.engine(|engine| engine.work(&ticket)).expect("it is open");
+        let now = proxy.shared.clock().now();
+        proxy.engine(|engine| engine.finish(ticket, Outcome::ClientGone, now));
+        (backend, work.uncached < work.prompt / 2)
+    };
+    (0..texts).map(ask).collect()
+}
+
+/// All others end, and one that starts later goes on where they were: with what was kept, with
+/// what was kept after all was lost, and with nothing.
+#[rstest]
+#[case::as_it_was(|_: &mut RedisServer| {}, true)]
+#[case::kept_anew_after_a_flush(FLUSHED.0, true)]
+#[case::kept_anew_after_a_restart(RESTARTED.0, true)]
+fn a_newcomer_is_warm_though_nobody_is_there(
+    #[case] fault: fn(&mut RedisServer),
+    #[case] warm: bool,
+) {
+    let mut server = RedisServer::start(&[]);
+    let relay = Relay::to(server.port());
+    let proxies = three([&relay.url(), &relay.url(), &relay.url()]);
+    let placed: Vec<_> = (0..40).map(|text| (proxies[0].serve(text, 30), warm)).collect();
+    agree(&proxies);
+    until("all is kept", || kept(&server, &proxies[0]) >= 40 * 29 * 8);
+    fault(&mut server);
+    until("all is kept again", || kept(&server, &proxies[0]) >= 40 * 29 * 8);
+    relay.cut();
+    let start = SystemInstant::now();
+    let newcomer = Proxy::start(&server.url(), 0xb1);
+    until("it knows what was kept", || ask(&newcomer, 40) == placed);
+    println!("warm after {:?}", start.elapsed());
 }

@@ -5,6 +5,7 @@
 //! talk to Redis.
 
 use super::Named;
+use super::keep::Kept;
 use crate::redis_url::{Redis, RedisUrl};
 use crate::shared::SharedEngine;
 use std::collections::BTreeMap;
@@ -51,6 +52,7 @@ pub(super) struct Way {
     pub(super) url: RedisUrl,
     pub(super) own: ProxyId,
     pub(super) channel: String,
+    pub(super) kept: Kept,
     named: Named,
     state: Mutex<State>,
 }
@@ -87,8 +89,8 @@ impl Way {
         own: ProxyId,
     ) -> Self {
         let channel = format!("vllm-proxy:1:{}", url.db);
-        let state = Mutex::default();
-        Self { shared, url, own, channel, named, state }
+        let (kept, state) = (Kept::default(), Mutex::default());
+        Self { shared, url, own, channel, kept, named, state }
     }
 
     /// The subscription holds: what is published from now on comes here.
@@ -110,6 +112,13 @@ impl Way {
         }
         drop(state);
         self.look(now);
+    }
+
+    /// A part works again.
+    pub(super) fn works(&self, part: Part) {
+        if self.lock().trouble.remove(&part).is_some() {
+            log::debug!(part:?; "Redis works again");
+        }
     }
 
     /// An own word leaves. Of those on their way one at a time is measured.

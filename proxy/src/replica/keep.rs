@@ -1,0 +1,483 @@
+//! The thread that keeps in Redis what must outlive the proxies that know it.
+//!
+//! For each backend there is a log: a string to which every proxy appends what it placed there,
+//! with the backend's clock, and which responses it stores; five times a second, if there is any.
+//! Who starts reads the logs of the backends it was given, and no others: Redis never introduces a
+//! backend.
+//!
+//! **Bounded.** Whoever's APPEND carries a log over its limit renames it to `..:old`, and so drops
+//! the one before. What a cache holds is told again by its next use after an eighth of a cache, so
+//! that two logs of at least twice a cache hold all that matters. The limit is 16 bytes for each
+//! chunk that the backend's cache is believed to hold, and 32 KiB at least. Logs that nobody appends
+//! to vanish after a day.
+//!
+//! **Mended.** A mark beside the logs tells whether all of them were lost (FLUSHALL, another
+//! server): whoever sets it anew appends all it knows. One log that was lost (evicted) is noticed by
+//! the length that APPEND returns.
+
+use super::connect::{Pauses, connect, reason};
+use super::way::{Part, Way};
+use redis::{Cmd, Connection, RedisError, RedisResult, Value};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::convert::Infallible;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+use vllm_proxy_core::engine::{Engine, Input, Lend, Page};
+use vllm_proxy_core::fleet::{About, BackendName, Update};
+
+/// Between two looks at what there is to append.
+const TICK: Duration = Duration::from_millis(200);
+
+/// Between two looks at the mark.
+const MARK_GAP: Duration = Duration::from_secs(10);
+
+/// Between two renewals of the time that logs have.
+const RENEWAL: Duration = Duration::from_secs(600);
+
+/// How long Redis keeps what nobody renews, in seconds.
+const LIFE: u32 = 86_400;
+
+/// Chunks that wait to be appended, as many as the engine lets wait: 512 KB.
+const CHUNKS_MAX: usize = 1 << 16;
+
+/// No log has a lower limit, in bytes: one of few chunks would be renamed all the time.
+const LIMIT_MIN: u64 = 32 << 10;
+
+/// Bytes of a log for each chunk of a cache: twice as many as its hash has.
+const CHUNK_BYTES: u64 = 16;
+
+/// Chunks in a frame, so that nobody who hears it is busy with it for long.
+const FRAME_CHUNKS: usize = 512;
+
+/// Pages of a snapshot that are appended in one go.
+const PAGES: usize = 64;
+
+/// Logs read in one go.
+const LOGS: usize = 16;
+
+/// What waits to be appended.
+#[derive(Debug, Default)]
+pub(super) struct Kept(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    abouts: VecDeque<About>,
+    chunks: usize,
+    /// Whether something was dropped: a snapshot mends it.
+    dropped: bool,
+}
+
+impl Kept {
+    /// This proxy tells others so. What of it must be kept waits for the next tick; if Redis takes
+    /// nothing, the oldest is dropped.
+    pub(super) fn note(&self, update: &Update) {
+        let lasting = |about: &&About| !about.placed.is_empty() || !about.owned.is_empty();
+        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for about in update.about.iter().filter(lasting) {
+            let (placed, owned) = (about.placed.clone(), about.owned.clone());
+            waiting.chunks += size(about);
+            let base = About::of(about.backend, about.generation);
+            waiting.abouts.push_back(About { placed, owned, ..base });
+        }
+        while waiting.chunks > CHUNKS_MAX
+            && let Some(oldest) = waiting.abouts.pop_front()
+        {
+            waiting.chunks -= size(&oldest);
+            waiting.dropped = true;
+        }
+    }
+
+    fn take(&self) -> Waiting {
+        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Hashes in it.
+fn size(about: &About) -> usize {
+    about.placed.iter().map(|placed| placed.chunks.len()).sum::<usize>() + about.owned.len()
+}
+
+/// Keeps for as long as the process runs.
+pub(super) fn run(way: &Way) {
+    let mut pauses = Pauses::default();
+    let mut keeping = Keeping::new(way);
+    loop {
+        let Err(Trouble { command, error }) = keeping.go_on(&mut pauses);
+        way.trouble(Part::Keep, reason(&error, &command), Instant::now());
+        // What was on its way may be lost.
+        keeping.lose_all();
+        thread::sleep(pauses.next());
+    }
+}
+
+/// What went wrong, and with which command.
+#[derive(Debug)]
+struct Trouble {
+    command: String,
+    error: RedisError,
+}
+
+/// With which command something went wrong.
+trait During<T> {
+    fn during(self, command: &str) -> Result<T, Trouble>;
+}
+
+impl<T> During<T> for RedisResult<T> {
+    fn during(self, command: &str) -> Result<T, Trouble> {
+        self.map_err(|error| Trouble { command: command.to_owned(), error })
+    }
+}
+
+struct Keeping<'a> {
+    way: &'a Way,
+    /// Backends whose logs were read.
+    read: BTreeSet<BackendName>,
+    /// When logs were given their time.
+    renewed: BTreeMap<BackendName, Instant>,
+    marked: Option<Instant>,
+    /// Backends whose logs lack something, and those to whose logs all is being appended, with the
+    /// page of the index that comes next.
+    lost: BTreeSet<BackendName>,
+    mending: BTreeSet<BackendName>,
+    page: Option<Page>,
+}
+
+impl<'a> Keeping<'a> {
+    const fn new(way: &'a Way) -> Self {
+        Self {
+            way,
+            read: BTreeSet::new(),
+            renewed: BTreeMap::new(),
+            marked: None,
+            lost: BTreeSet::new(),
+            mending: BTreeSet::new(),
+            page: None,
+        }
+    }
+
+    /// Until the connection fails.
+    fn go_on(&mut self, pauses: &mut Pauses) -> Result<Infallible, Trouble> {
+        let mut connection = connect(&self.way.url).during("AUTH")?;
+        self.look_at_permissions(&mut connection)?;
+        self.marked = None;
+        loop {
+            self.read_new(&mut connection)?;
+            self.look_at_mark(&mut connection)?;
+            self.append_new(&mut connection)?;
+            self.mend(&mut connection)?;
+            self.way.works(Part::Keep);
+            pauses.reset();
+            thread::sleep(TICK);
+        }
+    }
+
+    /// Says which commands the user may not use, all at once, rather than one after another in the
+    /// middle of things.
+    fn look_at_permissions(&self, connection: &mut Connection) -> Result<(), Trouble> {
+        let key = format!("vllm-proxy:1:probe:{:016x}", self.way.own.0);
+        let key = key.as_str();
+        let commands = [
+            command("SET").arg(key).arg("").arg("NX").arg("EX").arg(60).take(),
+            command("APPEND").arg(key).arg("").take(),
+            command("GET").arg(key).take(),
+            command("EXPIRE").arg(key).arg(60).take(),
+            command("RENAME").arg(key).arg(key).take(),
+            command("DEL").arg(key).take(),
+        ];
+        let names = ["SET", "APPEND", "GET", "EXPIRE", "RENAME", "DEL"];
+        let replies = ask(connection, &commands)?;
+        let refusals: Vec<_> = names
+            .into_iter()
+            .zip(replies)
+            .filter_map(|(name, reply)| Some((name, reply.err().filter(is_forbidden)?)))
+            .collect();
+        let names: Vec<_> = refusals.iter().map(|(name, _)| *name).collect();
+        match refusals.into_iter().next() {
+            Some((_, error)) => Err(Trouble { command: names.join(", "), error }),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads the logs of backends that are new here.
+    fn read_new(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        let known: BTreeSet<_> = self.engine(|engine| engine.names().collect());
+        self.read.retain(|name| known.contains(name));
+        let new: Vec<_> = known.difference(&self.read).copied().collect();
+        let start = Instant::now();
+        let mut words = 0;
+        for names in new.chunks(LOGS) {
+            let keys: Vec<_> = names.iter().flat_map(|name| [old_key(*name), key(*name)]).collect();
+            let commands: Vec<_> = keys.iter().map(|key| command("GET").arg(key).take()).collect();
+            for (key, reply) in keys.iter().zip(ask(connection, &commands)?) {
+                let log = match reply {
+                    Ok(Value::BulkString(log)) => log,
+                    Ok(Value::Nil) => continue,
+                    Ok(_) => Vec::from([0]),
+                    Err(error) if error.code() == Some("WRONGTYPE") => Vec::from([0]),
+                    Err(error) => return Err(error).during("GET"),
+                };
+                let (heard, whole) = self.hear(&log);
+                words += heard;
+                if !whole {
+                    // Whatever it is, nobody could read what is appended to it.
+                    self.way.unreadable();
+                    let deleted = ask(connection, &[command("DEL").arg(key).take()])?;
+                    deleted.into_iter().collect::<RedisResult<Vec<_>>>().during("DEL")?;
+                }
+            }
+            self.read.extend(names);
+        }
+        if words > 0 {
+            let millis = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+            log::info!(backends = new.len(), words, millis; "read what was kept in Redis");
+        }
+        Ok(())
+    }
+
+    /// Gives the engine what a log holds. Says how many words it had, and whether it has nothing
+    /// else.
+    fn hear(&self, log: &[u8]) -> (usize, bool) {
+        let mut words = 0;
+        for frame in frames(log) {
+            let Some(update) = frame.and_then(|frame| Update::decode(frame).ok()) else {
+                return (words, false);
+            };
+            if update.number == 0 && update.proxy != self.way.own {
+                self.way.shared.tell(Input::Heard(&update));
+                words += 1;
+            }
+        }
+        (words, true)
+    }
+
+    /// Looks whether the logs are those that were left.
+    fn look_at_mark(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        if self.marked.is_some_and(|last| last.elapsed() < MARK_GAP) {
+            return Ok(());
+        }
+        self.marked = Some(Instant::now());
+        let renewed = command("EXPIRE").arg(MARK).arg(LIFE).query(connection).during("EXPIRE")?;
+        if renewed {
+            return Ok(());
+        }
+        let own = format!("{:016x}", self.way.own.0);
+        let set = command("SET").arg(MARK).arg(own).arg("NX").arg("EX").arg(LIFE).take();
+        if set.query::<Value>(connection).during("SET")? == Value::Okay {
+            self.lose_all();
+        }
+        Ok(())
+    }
+
+    /// Appends what was told since the last time.
+    fn append_new(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        let Waiting { abouts, dropped, .. } = self.way.kept.take();
+        let appended = self.append(connection, abouts.into());
+        if dropped || appended.is_err() {
+            self.lose_all();
+        }
+        appended
+    }
+
+    /// Appends all that is known of backends whose logs lack something, a part of it each time.
+    fn mend(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        if self.page.is_none() && !self.lost.is_empty() {
+            self.mending = std::mem::take(&mut self.lost);
+            self.page = Some(Page::FIRST);
+        }
+        let mut abouts = Vec::new();
+        for _ in 0..PAGES {
+            let Some(page) = self.page else { break };
+            let told = self.engine(|engine| engine.snapshot(page));
+            let (update, next) = told.unzip();
+            self.page = next.flatten();
+            let told = update.map(|update| update.about).unwrap_or_default();
+            let of_these = |about: &About| self.mending.contains(&about.backend);
+            abouts.extend(told.into_iter().filter(|about| size(about) > 0 && of_these(about)));
+        }
+        self.append(connection, abouts)
+    }
+
+    fn append(
+        &mut self,
+        connection: &mut Connection,
+        mut abouts: Vec<About>,
+    ) -> Result<(), Trouble> {
+        abouts.sort_by_key(|about| about.backend);
+        let mut frames: Vec<(BackendName, Vec<u8>)> = Vec::new();
+        for abouts in abouts.chunk_by(|one, other| one.backend == other.backend) {
+            let name = abouts[0].backend;
+            // One that left is kept no longer.
+            let Some(stand) = self.engine(|engine| engine.stand(name)) else { continue };
+            frames.extend(self.framed(&stand, abouts).map(|frame| (name, frame)));
+        }
+        if frames.is_empty() {
+            return Ok(());
+        }
+        let append = |(name, frame): &(BackendName, Vec<u8>)| {
+            command("APPEND").arg(key(*name)).arg(frame).take()
+        };
+        let commands: Vec<_> = frames.iter().map(append).collect();
+        let replies = ask(connection, &commands)?;
+        for ((name, frame), reply) in frames.iter().zip(replies) {
+            match reply {
+                Ok(Value::Int(after)) => {
+                    self.appended(connection, *name, frame.len() as u64, after.unsigned_abs())?;
+                }
+                Ok(_) => {}
+                Err(error) if error.code() == Some("WRONGTYPE") => {
+                    self.lost.insert(*name);
+                    command("DEL").arg(key(*name)).exec(connection).during("DEL")?;
+                }
+                Err(error) => return Err(error).during("APPEND"),
+            }
+        }
+        Ok(())
+    }
+
+    /// A log is `after` bytes long, by so many of ours.
+    fn appended(
+        &mut self,
+        connection: &mut Connection,
+        name: BackendName,
+        bytes: u64,
+        after: u64,
+    ) -> Result<(), Trouble> {
+        let before = after.saturating_sub(bytes);
+        let chunks = self.engine(|engine| engine.kept_chunks(name)).unwrap_or(0);
+        let limit = chunks.saturating_mul(CHUNK_BYTES).max(LIMIT_MIN);
+        // Of all who append, one carries it over.
+        let full = after / limit > before / limit;
+        if full {
+            let rename = command("RENAME").arg(key(name)).arg(old_key(name)).take();
+            // If it is not there, another did, whose limit is lower.
+            match ask(connection, &[rename])?.pop() {
+                Some(Err(error)) if !is_missing(&error) => return Err(error).during("RENAME"),
+                _ => {}
+            }
+        }
+        let renewed = self.renewed.get(&name).is_some_and(|last| last.elapsed() < RENEWAL);
+        if before > 0 && !full && renewed {
+            return Ok(());
+        }
+        self.renewed.insert(name, Instant::now());
+        let expire = |key: String| command("EXPIRE").arg(key).arg(LIFE).take();
+        let replies = ask(connection, &[expire(key(name)), expire(old_key(name))])?;
+        let replies: Vec<_> = replies.into_iter().collect::<RedisResult<_>>().during("EXPIRE")?;
+        // It begins here, and none was renamed: it is new, or it was lost.
+        if before == 0 && !full && replies.last() == Some(&Value::Int(0)) {
+            self.lost.insert(name);
+        }
+        Ok(())
+    }
+
+    /// Frames of no more chunks than one may have, each with where the backend stands.
+    fn framed(&self, stand: &About, abouts: &[About]) -> impl Iterator<Item = Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut frame = stand.clone();
+        for about in abouts.iter().filter(|about| about.generation == stand.generation) {
+            if size(&frame) + size(about) > FRAME_CHUNKS && size(&frame) > 0 {
+                frames.push(std::mem::replace(&mut frame, stand.clone()));
+            }
+            frame.placed.extend(about.placed.iter().cloned());
+            frame.owned.extend(about.owned.iter().cloned());
+        }
+        if size(&frame) > 0 {
+            frames.push(frame);
+        }
+        let own = self.way.own;
+        frames.into_iter().map(move |about| {
+            let about = Vec::from([about]);
+            let update = Update { proxy: own, number: 0, about, lengths: Vec::new() };
+            let mut bytes = Vec::from([0; FRAME_HEAD]);
+            update.encode(&mut bytes);
+            let length = u32::try_from(bytes.len() - FRAME_HEAD).unwrap_or(u32::MAX);
+            bytes[..FRAME_HEAD].copy_from_slice(&length.to_le_bytes());
+            bytes
+        })
+    }
+
+    fn lose_all(&mut self) {
+        self.lost = self.engine(|engine| engine.names().collect());
+    }
+
+    fn engine<T>(&self, visit: impl FnOnce(&mut Engine) -> T) -> T {
+        (&*self.way.shared as &dyn Lend).with(visit)
+    }
+}
+
+/// Bytes before a frame that say how long it is.
+const FRAME_HEAD: usize = 4;
+
+/// The frames of a log; `None` for what is none, and then nothing more.
+fn frames(log: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
+    let mut rest = Some(log);
+    std::iter::from_fn(move || {
+        let log = rest.take().filter(|log| !log.is_empty())?;
+        let frame = log.split_first_chunk::<FRAME_HEAD>().and_then(|(length, behind)| {
+            let length = usize::try_from(u32::from_le_bytes(*length)).ok()?;
+            behind.split_at_checked(length)
+        });
+        Some(frame.map(|(frame, behind)| {
+            rest = Some(behind);
+            frame
+        }))
+    })
+}
+
+const MARK: &str = "vllm-proxy:1:kept";
+
+/// Where a backend's log is.
+pub(super) fn key(name: BackendName) -> String {
+    format!("{MARK}:{:016x}", name.0)
+}
+
+fn old_key(name: BackendName) -> String {
+    format!("{MARK}:{:016x}:old", name.0)
+}
+
+fn command(name: &str) -> Cmd {
+    redis::cmd(name)
+}
+
+/// All in one write; a reply each, or the connection is broken.
+fn ask(connection: &mut Connection, commands: &[Cmd]) -> Result<Vec<RedisResult<Value>>, Trouble> {
+    let mut bytes = Vec::new();
+    commands.iter().for_each(|command| command.write_packed_command(&mut bytes));
+    connection.send_packed_command(&bytes).during("a command")?;
+    let mut replies = Vec::with_capacity(commands.len());
+    for _ in commands {
+        replies.push(match connection.recv_response() {
+            Ok(Value::ServerError(error)) => Err(error.into()),
+            Err(error) if error.is_io_error() => return Err(error).during("a command"),
+            reply => reply,
+        });
+    }
+    Ok(replies)
+}
+
+fn is_forbidden(error: &RedisError) -> bool {
+    error.code() == Some("NOPERM")
+}
+
+/// RENAME of what is not there.
+fn is_missing(error: &RedisError) -> bool {
+    error.detail().is_some_and(|detail| detail.contains("no such key"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::nothing(&[], &[])]
+    #[case::one(&[2, 0, 0, 0, 7, 8], &[Some(&[7, 8][..])])]
+    #[case::two(&[1, 0, 0, 0, 7, 0, 0, 0, 0], &[Some(&[7][..]), Some(&[])])]
+    #[case::cut_short(&[1, 0, 0, 0, 7, 2, 0, 0, 0, 8], &[Some(&[7][..]), None])]
+    #[case::half_a_head(&[1, 0, 0], &[None])]
+    #[case::text(b"hello, what is this", &[None])]
+    fn logs_are_frames(#[case] log: &[u8], #[case] expected: &[Option<&[u8]>]) {
+        assert_eq!(frames(log).collect::<Vec<_>>(), expected);
+    }
+}
