@@ -90,7 +90,8 @@
 //!
 //! **Invariant: what other proxies tell is rumour.** [`Update`](fleet::Update)s that come late,
 //! twice, in another order or not at all may worsen a choice and never fail a request. They
-//! introduce no backend and take none away.
+//! introduce no backend and take none away. Whatever bytes came for a [`Word`](fleet::Word), no
+//! number in it is taken so far that those after it no longer count.
 //!
 //! **Invariant: heads are sent from what was parsed,** never copied; what we do not understand we
 //! never forward.

@@ -5,10 +5,17 @@
 //! call.
 //!
 //! **What is told when.** Whatever changes what a backend has in hand or what it holds marks the
-//! backend; asking for updates makes one of all that is marked. Every second the load of
-//! up to 256 backends is told again, whether it changed or not: that a proxy lives, and what was
-//! lost on the way. Chunks are told again by their next use after an eighth of a cache, and all at
-//! once by a [snapshot](Engine::snapshot).
+//! backend; asking for updates makes one of all that is marked. Every second the load of up to 256
+//! backends is told again, whether it changed or not: that a proxy lives, and what was lost on the
+//! way. Chunks are told again by their next use after an eighth of a cache, stored responses when
+//! they are spoken of a minute later, and all at once by a [snapshot](Engine::snapshot).
+//!
+//! **What a request costs.** Nothing is allocated for it but room in buffers that are kept: what is
+//! to be told becomes an [`Update`] only when somebody [asks](Engine::poll_update).
+//!
+//! **Who starts** hears a snapshot of one that lives or, with nobody there, what was kept: updates
+//! of number 0 with what was placed, and how backends [stood](Engine::stand). What others have in
+//! hand is told by themselves within a second.
 //!
 //! **What is not told.** Whether a backend is up: each proxy sees that with its own eyes, which is
 //! no slower, and a wrong word of one would take a backend from all. Where a request had one sleep

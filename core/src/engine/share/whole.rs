@@ -46,9 +46,8 @@ impl Page {
 impl Engine {
     /// A page of all that this proxy knows to be kept by backends, for one that missed it, and the
     /// page after it: an update to be heard as any other, of 256 chunks, 256 stored responses, or
-    /// the clocks of 64 backends.
-    /// Begins with [`Page::FIRST`]. What is told by updates meanwhile may be heard before, between
-    /// or after the pages.
+    /// how 64 backends stand. Begins with [`Page::FIRST`]. What is told by updates meanwhile may be
+    /// heard before, between or after the pages.
     pub fn snapshot(&self, page: Page) -> Option<(Update, Option<Page>)> {
         let sharing = self.sharing.as_ref()?;
         let (about, next) = match page.0 {
