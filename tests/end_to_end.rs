@@ -14,6 +14,8 @@
 
 #[path = "end_to_end/backend.rs"]
 mod backend;
+#[path = "end_to_end/company.rs"]
+mod company;
 #[path = "end_to_end/proxy.rs"]
 mod proxy;
 #[path = "end_to_end/sockets.rs"]
@@ -43,6 +45,8 @@ mod relay;
 mod routing;
 #[path = "end_to_end/several.rs"]
 mod several;
+#[path = "end_to_end/status.rs"]
+mod status;
 #[path = "end_to_end/stopping.rs"]
 mod stopping;
 #[path = "end_to_end/stored.rs"]

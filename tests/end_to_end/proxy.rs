@@ -192,6 +192,15 @@ impl Proxy {
         log.entries.iter().filter(|entry| entry["message"] == message).count()
     }
 
+    /// What it says of itself.
+    pub(crate) fn status(&self) -> serde_json::Value {
+        let mut client = self.client();
+        client.send(get("/proxy/status"));
+        let answer = client.answer().unwrap_or_else(|end| panic!("no answer: {end:?}"));
+        assert_eq!(answer.status(), 200, "{answer:?}");
+        serde_json::from_slice(&answer.body).expect("it is JSON")
+    }
+
     /// The log, for people.
     pub(crate) fn told(&self) -> String {
         let line = |entry: &serde_json::Value| {
