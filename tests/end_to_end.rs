@@ -18,6 +18,8 @@ mod backend;
 mod company;
 #[path = "end_to_end/proxy.rs"]
 mod proxy;
+#[path = "end_to_end/redis.rs"]
+mod redis;
 #[path = "end_to_end/sockets.rs"]
 mod sockets;
 #[path = "end_to_end/wire.rs"]
@@ -41,6 +43,10 @@ mod memory;
 mod realtime;
 #[path = "end_to_end/relay.rs"]
 mod relay;
+#[path = "end_to_end/replicas.rs"]
+mod replicas;
+#[path = "end_to_end/replicas_faults.rs"]
+mod replicas_faults;
 #[path = "end_to_end/routing.rs"]
 mod routing;
 #[path = "end_to_end/several.rs"]

@@ -128,7 +128,10 @@ impl Proxy {
                 command.env_remove(name);
             }
         }
-        command.args(["server", "-R", "off", "-L", "json", "--threads", "2", "-H", "127.0.0.1"]);
+        command.args(["server", "-L", "json", "--threads", "2", "-H", "127.0.0.1"]);
+        if !options.contains(&"--redis") {
+            command.args(["--redis", "off"]);
+        }
         command.args(["--runtime", runtime.name()]).args(options).args(upstreams);
         command.envs(variables.iter().copied());
         if std::env::var_os("VLLM_PXY_TEST_VERBOSE").is_some() {
@@ -192,6 +195,13 @@ impl Proxy {
         log.entries.iter().filter(|entry| entry["message"] == message).count()
     }
 
+    /// The values of each entry of this message.
+    pub(crate) fn values(&self, message: &str) -> Vec<serde_json::Value> {
+        let log = self.log.lock();
+        let entries = log.entries.iter().filter(|entry| entry["message"] == message);
+        entries.map(|entry| entry["values"].clone()).collect()
+    }
+
     /// What it says of itself.
     pub(crate) fn status(&self) -> serde_json::Value {
         let mut client = self.client();
@@ -199,6 +209,12 @@ impl Proxy {
         let answer = client.answer().unwrap_or_else(|end| panic!("no answer: {end:?}"));
         assert_eq!(answer.status(), 200, "{answer:?}");
         serde_json::from_slice(&answer.body).expect("it is JSON")
+    }
+
+    /// Ends it without a word, as by `kill -9`.
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it is our child");
     }
 
     /// The log, for people.
