@@ -262,8 +262,12 @@ impl Way {
 impl State {
     /// Whether own words do not come back.
     fn is_silent(&self, now: Instant) -> bool {
-        let heard = self.echo.or(self.subscribed);
-        heard.is_none_or(|heard| now.duration_since(heard) > SILENCE_MAX)
+        match self.echo.or(self.subscribed) {
+            Some(heard) => now.duration_since(heard) > SILENCE_MAX,
+            // Whoever tries to listen for the first time knows soon whether it can, however soon
+            // another part is in trouble.
+            None => self.link.is_some() || self.trouble.contains_key(&Part::Hear),
+        }
     }
 
     /// Why the way is not whole.
