@@ -33,6 +33,8 @@ mod failing;
 mod framing;
 #[path = "end_to_end/hostile.rs"]
 mod hostile;
+#[path = "end_to_end/kept.rs"]
+mod kept;
 #[path = "end_to_end/leaving.rs"]
 mod leaving;
 #[path = "end_to_end/many.rs"]

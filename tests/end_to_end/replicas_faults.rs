@@ -8,8 +8,9 @@ use crate::redis::{RedisServer, Relay};
 use crate::wire::chat;
 use std::time::Duration;
 
-const UNUSABLE: &str = "Redis cannot be used: requests are routed by what this proxy knows";
-const ALONE: &str = "alone: other proxies cannot be heard";
+pub(crate) const UNUSABLE: &str =
+    "Redis cannot be used: requests are routed by what this proxy knows";
+pub(crate) const ALONE: &str = "alone: other proxies cannot be heard";
 const HEARD: &str = "no longer alone: other proxies can be heard";
 
 /// Answers that each client gets while a fault lasts, or before it.
@@ -20,15 +21,15 @@ fn backends() -> [Backend; 2] {
 }
 
 /// Proxies, and what must not end before they do.
-struct Scene<const N: usize> {
-    proxies: [Proxy; N],
+pub(crate) struct Scene<const N: usize> {
+    pub(crate) proxies: [Proxy; N],
     _redis: RedisServer,
     _backends: [Backend; 2],
 }
 
 /// Three proxies, requests that flow through them, a fault, its end. `noticed` waits for what must
 /// follow from the fault.
-fn survives(
+pub(crate) fn survives(
     runtime: Runtime,
     fault: impl FnOnce(&mut RedisServer),
     noticed: impl FnOnce(&[Proxy]),
@@ -66,7 +67,7 @@ fn await_alone(proxies: &[Proxy]) {
 }
 
 /// Waits until each proxy is well again and says so.
-fn await_well(proxies: &[Proxy]) {
+pub(crate) fn await_well(proxies: &[Proxy]) {
     for proxy in proxies {
         eventually("it is well", || {
             let status = proxy.status();
@@ -89,7 +90,7 @@ fn assert_told_once(proxies: &[Proxy]) {
 
 /// The reason that a proxy logged, once.
 #[track_caller]
-fn reason(proxy: &Proxy, message: &str) -> String {
+pub(crate) fn reason(proxy: &Proxy, message: &str) -> String {
     let values = proxy.values(message);
     assert_eq!(values.len(), 1, "{}", proxy.told());
     values[0]["reason"].as_str().expect("there is one").to_owned()
@@ -140,7 +141,7 @@ fn redis_is_flushed(runtime: Runtime) {
 }
 
 /// Says one command to Redis.
-fn say(words: &'static str) -> impl FnOnce(&mut RedisServer) {
+pub(crate) fn say(words: &'static str) -> impl FnOnce(&mut RedisServer) {
     move |redis| {
         let words: Vec<_> = words.split(' ').map(str::as_bytes).collect();
         assert_eq!(redis.command(&words), "+OK");
@@ -148,7 +149,7 @@ fn say(words: &'static str) -> impl FnOnce(&mut RedisServer) {
 }
 
 /// Proxies as a user of Redis who may not do what must be done, until he may.
-fn with_user(
+pub(crate) fn with_user(
     runtime: Runtime,
     rights: &'static str,
     noticed: impl FnOnce(&[Proxy]),
