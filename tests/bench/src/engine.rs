@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Output};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Update};
 use vllm_proxy_core::route::{
     Decision, Fingerprint, Outcome, RequestMeta, Retry, Route, Ticket, Who,
 };
@@ -28,8 +28,17 @@ pub struct Bed {
 impl Bed {
     /// An engine with so many backends that are up, and an index of so many bytes.
     pub fn new(backends: usize, index_memory: usize) -> Self {
+        Self::with(backends, index_memory, None)
+    }
+
+    /// The same as one of several proxies, by this number.
+    pub fn sharing(backends: usize, index_memory: usize, proxy: u64) -> Self {
+        Self::with(backends, index_memory, Some(proxy))
+    }
+
+    fn with(backends: usize, index_memory: usize, proxy: Option<u64>) -> Self {
         let policy = Policy::CacheAware;
-        let config = Config { policy, upstreams: 1, index_memory, ..Config::default() };
+        let config = Config { policy, upstreams: 1, index_memory, proxy, ..Config::default() };
         let engine = Engine::new(config, 1, Instant::START);
         let mut bed = Self { engine, now: Instant::START, backends, tickets: VecDeque::new() };
         let specs = bed.specs(0);
@@ -62,6 +71,16 @@ impl Bed {
         let result = if alive { Ok(probe()) } else { Err(ProbeError::Connect) };
         self.engine.handle(Input::Probed(backend, result), self.now);
         while self.engine.poll_output().is_some() {}
+    }
+
+    /// What other proxies are to be told now.
+    pub fn updates(&mut self) -> Vec<Update> {
+        std::iter::from_fn(|| self.engine.poll_update()).collect()
+    }
+
+    /// Another proxy tells something.
+    pub fn hear(&mut self, update: &Update) {
+        self.engine.handle(Input::Heard(update), self.now);
     }
 
     /// The clock goes on; when it is time for probes, they are answered.

@@ -11,7 +11,7 @@ use vllm_proxy_bench::content::body;
 use vllm_proxy_bench::engine::Bed;
 use vllm_proxy_bench::prompts::{Prompts, Shared};
 use vllm_proxy_bench::sample::Samples;
-use vllm_proxy_core::fleet::{BackendId, Fact, PrefixIndex};
+use vllm_proxy_core::fleet::{BackendId, Fact, PrefixIndex, Word};
 use vllm_proxy_core::route::Fingerprint;
 use vllm_proxy_core::time::Duration as Time;
 use vllm_proxy_core::wire::scan::{Scanner, scan};
@@ -68,8 +68,55 @@ fn measure(options: &Options) {
     decisions(options, ("64, no room left", 64, 4 << 20), all);
     decisions(options, ("256 backends", 256, 64 << 20), &all[1..3]);
     decisions(options, ("4096 backends", 4_096, 96 << 20), &all[1..2]);
+    sharing(options);
     pauses(options);
     fingerprints(options);
+}
+
+/// The calls of a request's life where there are other proxies, and what telling and hearing takes:
+/// five requests to an update, as with a thousand a second and an update every 5 ms.
+fn sharing(options: &Options) {
+    if !options.wants("sharing") {
+        return;
+    }
+    let (mut bed, mut other) = (Bed::sharing(64, 64 << 20, 1), Bed::sharing(64, 64 << 20, 2));
+    let mut prompts = Prompts::new(7);
+    fill(&mut bed, &mut prompts);
+    bed.updates();
+    let mut calls: [Call; 3] = Default::default();
+    let mut telling: [Call; 4] = Default::default();
+    let (mut bytes, mut told) = (Vec::new(), 0);
+    for round in 0..=options.rounds {
+        for at in 0..options.samples {
+            let prompt = prompts.of(62, Shared::Half);
+            bed.pass(Time::from_millis(1));
+            request(&mut bed, &prompt, &mut calls);
+            if at % 5 < 4 {
+                continue;
+            }
+            for update in telling[0].time(|| bed.updates()) {
+                let update = Word::Update(update);
+                bytes.clear();
+                telling[1].time(|| update.encode(&mut bytes));
+                told += bytes.len();
+                let read = telling[2].time(|| Word::decode(&bytes));
+                let Ok(Word::Update(read)) = read else { panic!("it was just written") };
+                telling[3].time(|| other.hear(&read));
+            }
+        }
+        if round == 0 {
+            told = 0;
+        }
+        calls.iter_mut().chain(&mut telling).for_each(|call| call.close(round > 0));
+    }
+    let names = ["route", "first byte", "finish"];
+    calls.iter().zip(names).for_each(|(call, name)| call.tell(&format!("sharing, {name}")));
+    let names = ["poll", "encode", "decode", "hear"];
+    telling.iter().zip(names).for_each(|(call, name)| call.tell(&format!("sharing, {name}")));
+    let requests = (options.rounds * options.samples).max(1);
+    println!("sharing, bytes a request          {:>16}", told / requests);
+    bed.settle();
+    other.settle();
 }
 
 /// The calls of a request's life, by how long its prompt is (a name for that, and chunks) and what
