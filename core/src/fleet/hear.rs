@@ -16,8 +16,9 @@ use alloc::sync::Arc;
 /// half a year. Who had counted as far as can be would be the last to be heard of any.
 const COUNTS_AHEAD: u32 = 1 << 24;
 
-/// Models of one backend whose tokens are told of: it may have a thousand adapters.
-const LENGTHS_MAX: usize = 64;
+/// Models of one backend whose tokens are told of, in its order: it may have a thousand adapters
+/// behind those.
+const LENGTHS_MAX: usize = 16;
 
 /// Nobody inserts more tokens at a backend: of a million a second in nine years. What 64 proxies
 /// insert, and those before them, is far from what a clock can count.

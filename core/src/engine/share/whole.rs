@@ -14,8 +14,9 @@ use crate::route::CHUNK_BYTES;
 use crate::time::Instant;
 use alloc::vec::Vec;
 
-/// Backends whose clocks a page of a snapshot tells: with 63 proxies, 64 KB.
-const PAGE_CLOCKS: usize = 64;
+/// Backends of which a page of a snapshot tells how they stand: with 63 proxies a thousand counters
+/// in 16 KB, which to hear takes as long as 256 chunks.
+const PAGE_STANDS: usize = 16;
 
 /// Slices of the index that are looked at for a page, if those before were empty: an index of 64 MiB
 /// with nothing in it has 10,000 of them.
@@ -30,8 +31,8 @@ pub struct Page(Part);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Part {
-    /// Clocks of backends from this one on.
-    Clocks(BackendId),
+    /// How backends stand, from this one on.
+    Stands(BackendId),
     /// Chunks from this place of the index on.
     Chunks(u64),
     /// Stored responses from this hash on.
@@ -40,24 +41,24 @@ enum Part {
 
 impl Page {
     /// The first one.
-    pub const FIRST: Self = Self(Part::Clocks(BackendId(0)));
+    pub const FIRST: Self = Self(Part::Stands(BackendId(0)));
 }
 
 impl Engine {
     /// A page of all that this proxy knows to be kept by backends, for one that missed it, and the
     /// page after it: an update to be heard as any other, of 256 chunks, 256 stored responses, or
-    /// how 64 backends stand. Begins with [`Page::FIRST`]. What is told by updates meanwhile may be
+    /// how 16 backends stand. Begins with [`Page::FIRST`]. What is told by updates meanwhile may be
     /// heard before, between or after the pages.
     pub fn snapshot(&self, page: Page) -> Option<(Update, Option<Page>)> {
         let sharing = self.sharing.as_ref()?;
         let (about, next) = match page.0 {
-            Part::Clocks(from) => {
+            Part::Stands(from) => {
                 let mut backends = self.fleet.backends().iter().filter(|one| one.id >= from);
-                let told = backends.by_ref().take(PAGE_CLOCKS);
+                let told = backends.by_ref().take(PAGE_STANDS);
                 let about = told.map(|backend| self.stand_of(sharing, backend));
                 let about = about.collect();
                 let next = backends.next();
-                (about, Some(next.map_or(Part::Chunks(0), |backend| Part::Clocks(backend.id))))
+                (about, Some(next.map_or(Part::Chunks(0), |backend| Part::Stands(backend.id))))
             }
             Part::Chunks(from) => {
                 let mut facts = Vec::new();
