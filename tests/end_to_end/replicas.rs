@@ -3,7 +3,7 @@
 
 use crate::backend::Backend;
 use crate::company::{
-    alive, asked, await_equal_memory, chat, chat_of, company, elsewhere, hold, holding,
+    alive, asked, await_equal_memory, chat, chat_of, company, elsewhere, hold, holding, sharing,
 };
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
 use crate::redis::RedisServer;
@@ -179,9 +179,87 @@ fn who_sleeps_is_known_to_all(runtime: Runtime) {
     }
 }
 
+fn databases_are_apart_and_ways_to_one_are_not(runtime: Runtime) {
+    let socket = std::env::temp_dir().join(format!("vllm-proxy-test-{}.sock", std::process::id()));
+    let socket = socket.to_str().expect("it is text");
+    let redis = RedisServer::start(&["--unixsocket", socket]);
+    let backend = holding("a");
+    let (tcp, unix) = (redis.url(), format!("redis+unix://{socket}"));
+    let other = tcp.replace("/0", "/1");
+    let [a, b] = company(runtime, [&tcp, &unix], &[&backend]);
+    let [c, d] = company(runtime, [&other, &other], &[&backend]);
+    let held = [hold(&a), hold(&a), hold(&c)];
+    eventually("each knows its own", || (elsewhere(&b), elsewhere(&d)) == (2, 1));
+    assert_eq!([&a, &b, &c, &d].map(alive), [1; 4]);
+    drop(held);
+    eventually("it is over", || (elsewhere(&b), elsewhere(&d)) == (0, 0));
+    drop([a, b, c, d]);
+    drop(redis);
+    std::fs::remove_file(socket).expect("redis-server was killed and left it");
+}
+
+fn what_is_in_both_lists_is_shared(runtime: Runtime) {
+    let redis = RedisServer::start(&[]);
+    let backends = [holding("a"), holding("b"), holding("c")];
+    let url = redis.url();
+    // The second in one list is the first in the other; policies need not be the same either.
+    let [a] = sharing(runtime, [&url], &[&backends[0], &backends[1]]);
+    let options = ["--redis", &url, "--policy", "least-load"];
+    let b = Proxy::with(runtime, &options, &[&backends[1], &backends[2]]);
+    let mut held: Vec<_> = (0..6).map(|_| hold(&a)).collect();
+    eventually("what is common is known", || elsewhere(&b) == 3);
+    let there = |proxy: &Proxy| {
+        let status = proxy.status();
+        let each = status["backends"].as_array().expect("they are a list").clone();
+        let of = |one: &serde_json::Value| one["in_flight_elsewhere"].as_u64().unwrap_or(0);
+        each.iter().map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(there(&b), [3, 0]);
+    // It evens that out.
+    held.extend((0..3).map(|_| hold(&b)));
+    eventually("they came", || backends[2].requests() == 3);
+    assert_eq!((backends[1].requests(), there(&a)), (3, vec![0, 0]));
+    drop(held);
+    eventually("it is over", || elsewhere(&b) == 0);
+}
+
+fn metrics_tell_of_it(runtime: Runtime) {
+    let mut redis = RedisServer::start(&[]);
+    let backend = holding("a");
+    let url = redis.url();
+    let [a, b] = company(runtime, [&url; 2], &[&backend]);
+    let held = hold(&b);
+    let is_told = |lines: &[&str]| {
+        let page = asked(&a, get("/metrics")).text();
+        lines.iter().all(|line| page.lines().any(|other| other == *line))
+    };
+    let elsewhere =
+        format!("vllm_proxy_requests_in_flight_elsewhere{{backend=\"{}\"}} 1", backend.address());
+    let well = [
+        "vllm_proxy_redis_up 1",
+        "vllm_proxy_replicas 1",
+        "vllm_proxy_alone 0",
+        "vllm_proxy_updates_missed_total 0",
+        "vllm_proxy_updates_unreadable_total 0",
+        elsewhere.as_str(),
+    ];
+    eventually("all is well", || is_told(&well));
+    eventually("the lag is known", || {
+        asked(&a, get("/metrics")).text().contains("\nvllm_proxy_redis_lag_seconds 0.0")
+    });
+    redis.kill();
+    let alone = ["vllm_proxy_redis_up 0", "vllm_proxy_replicas 0", "vllm_proxy_alone 1"];
+    eventually("nothing is heard", || is_told(&alone));
+    assert!(!asked(&a, get("/metrics")).text().contains("vllm_proxy_redis_lag_seconds"));
+    drop(held);
+}
+
 on_every_runtime![
     what_a_killed_proxy_had_is_gone_and_nothing_else,
     a_chat_stays_at_one_backend_whoever_is_asked,
     a_stored_response_is_found_through_another_proxy,
     who_sleeps_is_known_to_all,
+    databases_are_apart_and_ways_to_one_are_not,
+    what_is_in_both_lists_is_shared,
+    metrics_tell_of_it,
 ];
