@@ -24,7 +24,7 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use vllm_proxy_core::engine::{Engine, Input, Lend, Page};
-use vllm_proxy_core::fleet::{About, BackendName, Update};
+use vllm_proxy_core::fleet::{About, BackendName, Update, UpdateError};
 
 /// Between two looks at what there is to append.
 const TICK: Duration = Duration::from_millis(200);
@@ -201,8 +201,8 @@ impl<'a> Keeping<'a> {
 
     /// Reads the logs of backends that are new here.
     fn read_new(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
+        // One that left and came back is likely to be another server: its log is not read again.
         let known: BTreeSet<_> = self.engine(|engine| engine.names().collect());
-        self.read.retain(|name| known.contains(name));
         let new: Vec<_> = known.difference(&self.read).copied().collect();
         let start = Instant::now();
         let mut words = 0;
@@ -240,12 +240,17 @@ impl<'a> Keeping<'a> {
     fn hear(&self, log: &[u8]) -> (usize, bool) {
         let mut words = 0;
         for frame in frames(log) {
-            let Some(update) = frame.and_then(|frame| Update::decode(frame).ok()) else {
-                return (words, false);
-            };
-            if update.number == 0 && update.proxy != self.way.own {
-                self.way.shared.tell(Input::Heard(&update));
-                words += 1;
+            match frame.map(Update::decode) {
+                Some(Ok(update)) if update.number == 0 && update.proxy != self.way.own => {
+                    self.way.shared.tell(Input::Heard(&update));
+                    words += 1;
+                }
+                // What a proxy of another version kept is for others of its kind.
+                Some(Ok(_) | Err(UpdateError::UnknownVersion { .. })) => {}
+                Some(Err(UpdateError::UnknownKind { .. } | UpdateError::Malformed { .. }))
+                | None => {
+                    return (words, false);
+                }
             }
         }
         (words, true)

@@ -192,6 +192,8 @@ const EVICTING: Fault = (
     },
     |server| drop(server.command(&[b"CONFIG", b"SET", b"maxmemory", b"0"])),
 );
+const DEAF: Fault =
+    (|server| drop(server.command(&[b"CLIENT", b"KILL", b"TYPE", b"pubsub"])), |_| {});
 const DROPPED: Fault = (
     |server| {
         for kind in [&b"pubsub"[..], b"normal"] {
@@ -209,6 +211,7 @@ const DROPPED: Fault = (
 #[case::flushed(FLUSHED)]
 #[case::full(FULL)]
 #[case::evicting(EVICTING)]
+#[case::nobody_listens(DEAF)]
 #[case::connections_dropped(DROPPED)]
 fn all_agree_when_a_fault_is_over(#[case] (begin, end): Fault) {
     let mut server = RedisServer::start(&[]);

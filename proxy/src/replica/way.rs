@@ -77,6 +77,8 @@ struct State {
     unreadable: u64,
     reported: Option<Instant>,
     logged: Option<(Entry, Instant)>,
+    /// Whether there was a connection to publish on before.
+    published: bool,
     /// Whether the way was ever whole, so that there may be others.
     others: bool,
 }
@@ -154,11 +156,13 @@ impl Way {
         self.lock().lost_batches += 1;
     }
 
-    /// A connection to publish on is there. What was published on the one before may be lost.
+    /// A connection to publish on is there. What was published on the one before may be lost. The
+    /// first one loses nothing: what was to be told so far is waiting, or counted as dropped.
     pub(super) fn publishes(&self) {
         let mut state = self.lock();
         state.trouble.remove(&Part::Tell);
-        state.orders.snapshot = true;
+        state.orders.snapshot |= state.published;
+        state.published = true;
     }
 
     /// Something that is no word was heard.
@@ -201,8 +205,10 @@ impl Way {
         let changed = state.link != link;
         state.link = link;
         if changed && link == Some(Link::Whole) {
-            // What was said meanwhile was not heard, here or there.
-            state.orders = Orders { snapshot: true, ask: true };
+            // What others said meanwhile was not heard here; and where not for the first time, they
+            // may have missed what was said here.
+            state.orders.ask = true;
+            state.orders.snapshot |= state.others;
             state.asked = Some(now);
             state.others = true;
         }
