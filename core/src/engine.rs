@@ -4,6 +4,7 @@
 //! orders come out. After every call, drain [`Engine::poll_output`]; now and then, where there are
 //! other proxies, [`Engine::poll_update`].
 
+mod apart;
 mod choose;
 mod learn;
 mod several;

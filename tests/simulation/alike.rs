@@ -88,7 +88,10 @@ proptest! {
             let in_hand = Standing { queued, resident, in_flight };
             let (name, favoured) = (BackendName(id.into()), false);
             let backend = BackendId(id);
-            Candidate { backend, reluctance: 0, in_hand, cached, fresh, pace, name, favoured }
+            let surcharge = 0;
+            Candidate {
+                backend, reluctance: 0, in_hand, cached, fresh, pace, name, favoured, surcharge,
+            }
         };
         let places = 0..in_hand.len();
         let fastest = fastest(in_hand.iter().map(|one| one.5));

@@ -202,6 +202,7 @@ impl Engine {
     /// Sends a request to the best backend that it was not sent to yet.
     pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
         let (tried, policy, cut_off) = (held.tried, self.config.policy, self.is_cut_off());
+        let apart = self.apart(now);
         let length = match held.pool.model() {
             Some(model) => self.fleet.token_length(model),
             None => TokenLength::default(),
@@ -244,7 +245,9 @@ impl Engine {
                     let fresh = backends.fresh(id);
                     let backend = backends.find_mut(id)?;
                     let (cached, favoured) = (cached(backend), favourite == Some(id));
-                    Some(Candidate { cached, fresh, favoured, ..candidate(backend, now)? })
+                    let surcharge = apart.surcharge(backend.shared.name);
+                    let candidate = candidate(backend, now)?;
+                    Some(Candidate { cached, fresh, favoured, surcharge, ..candidate })
                 });
                 let (chosen, mut reason) = pick(question(model.turn, fastest), candidates)?;
                 model.turn = Some(chosen);
@@ -320,6 +323,9 @@ impl Engine {
         }
         self.tell_of(held.backend);
         let backend = self.fleet.backend_mut(held.backend)?;
+        if let Some(sharing) = &mut self.sharing {
+            sharing.pulse.sent(now);
+        }
         let dispatch = self.next_dispatch;
         self.next_dispatch += 1;
         backend.load.add(dispatch, held.work.uncached, held.work.prompt, held.stream, now);
@@ -363,5 +369,6 @@ fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
         pace: backend.load.pace().nanos(),
         name: backend.shared.name,
         favoured: false,
+        surcharge: 0,
     })
 }

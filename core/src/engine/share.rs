@@ -29,6 +29,7 @@ mod whole;
 pub use whole::Page;
 
 use super::Engine;
+use super::apart::Pulse;
 use super::way::Way;
 use crate::fleet::{BackendId, BackendName, Peers, PromptLength, ProxyId, Update};
 use crate::time::{Duration, Instant, Wake};
@@ -70,6 +71,7 @@ pub(super) struct Sharing {
     due: bool,
     beat_from: BackendId,
     pub(super) way: Way,
+    pub(super) pulse: Pulse,
 }
 
 impl Sharing {
@@ -85,6 +87,7 @@ impl Sharing {
             due: false,
             beat_from: BackendId(0),
             way: Way::default(),
+            pulse: Pulse::default(),
         }
     }
 }
@@ -144,8 +147,9 @@ impl Engine {
             None
         } else {
             let heard = sharing.peers.hear(update.proxy, update.number, now);
-            let Some((word, taken)) = heard else { return };
+            let Some((mut word, taken)) = heard else { return };
             self.fleet.replace_proxy(taken);
+            word.said = now - sharing.way.lag().unwrap_or_default();
             Some(word)
         };
         for PromptLength { model, bytes, tokens } in

@@ -12,6 +12,9 @@ use log::{info, warn};
 /// For how long others are believed to be there though they were not heard.
 const ALONE_AFTER: Duration = Duration::from_secs(60);
 
+/// Who is heard later than this counts as gone soon.
+const LAG_MAX: Duration = Duration::from_secs(3);
+
 /// How it stands with the way to other proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Link {
@@ -47,6 +50,13 @@ pub(super) struct Way {
     /// Since when others are believed to be there and cannot be heard.
     cut_off: Option<Instant>,
     report: ReplicaReport,
+}
+
+impl Way {
+    /// How long what others say is on its way, as far as that is known.
+    pub(super) fn lag(&self) -> Option<Duration> {
+        self.report.lag.map(|lag| lag.min(LAG_MAX))
+    }
 }
 
 impl Engine {

@@ -64,7 +64,7 @@ impl Fleet {
             return;
         }
         if let (Some(word), Some(in_hand)) = (word.filter(|word| word.lives), &about.in_hand) {
-            backend.load.others.hear(word.place, word.number, in_hand, now);
+            backend.load.others.hear(word.place, word.number, in_hand, word.said);
         }
         if backend.shared.told_changes(about.changes) {
             // What it was is not said: only the backend's own word counts.

@@ -66,6 +66,8 @@ pub(crate) struct Word {
     pub(crate) lives: bool,
     /// Whether all that it ever inserted was inserted while we listened.
     pub(crate) since_start: bool,
+    /// When it was said, as far as known.
+    pub(crate) said: Instant,
 }
 
 /// The other proxies.
@@ -117,9 +119,8 @@ impl Peers {
             peer.heard |= bit;
         }
         let peer = &self.peers[place.index() - 1];
-        let word =
-            Word { place, number, new, lives: peer.lease.is_some(), since_start: peer.since_start };
-        Some((word, taken))
+        let (lives, since_start) = (peer.lease.is_some(), peer.since_start);
+        Some((Word { place, number, new, lives, since_start, said: now }, taken))
     }
 
     /// The place of a proxy that another speaks of. It takes nobody's: two proxies that remember
@@ -163,6 +164,11 @@ impl Peers {
     /// How many are alive.
     pub(crate) fn alive(&self) -> usize {
         self.peers.iter().filter(|peer| peer.lease.is_some()).count()
+    }
+
+    /// Those that are alive.
+    pub(crate) fn all_alive(&self) -> impl Iterator<Item = ProxyId> {
+        self.peers.iter().filter(|peer| peer.lease.is_some()).map(|peer| peer.id)
     }
 
     /// The one of those alive that is known for longest.
@@ -226,8 +232,8 @@ pub(crate) struct Others {
 }
 
 impl Others {
-    /// A proxy's word; an older one than the last changes nothing.
-    pub(crate) fn hear(&mut self, place: Place, number: u64, said: &InHand, now: Instant) {
+    /// A proxy's word of `then`; an older one than the last changes nothing.
+    pub(crate) fn hear(&mut self, place: Place, number: u64, said: &InHand, then: Instant) {
         let theirs = Theirs {
             place,
             number,
@@ -235,10 +241,10 @@ impl Others {
             queued: said.queued.max(0),
             resident: said.resident.max(0),
             oldest: said.head.map(|Head { age, uncached }| Oldest {
-                sent: now - age,
+                sent: then - age,
                 uncached: uncached.clamp(0, said.queued.max(0)),
             }),
-            last_first: said.first_token_age.map_or(Instant::START, |age| now - age),
+            last_first: said.first_token_age.map_or(Instant::START, |age| then - age),
         };
         match self.theirs.iter_mut().find(|known| known.place == place) {
             Some(known) if known.number < number => *known = theirs,

@@ -9,8 +9,7 @@
 //! that was lost matters until the next one about the same backend.
 //!
 //! **Invariant: no dates.** Clocks of two machines differ. What has a time is told by its age at
-//! the moment the update was made; on its way it grows no older, so a queue seems longer by what
-//! its head computes meanwhile.
+//! the moment the update was made; whoever hears it adds how long his own updates take.
 
 mod bytes;
 mod codec;

@@ -26,6 +26,9 @@ pub struct Candidate {
     pub name: BackendName,
     /// Whether it is the one to which proxies send such prompts that cannot hear each other.
     pub favoured: bool,
+    /// How much of its prefill a request costs more there, in thousandths, since another proxy is
+    /// at home there of which too little is heard.
+    pub surcharge: u16,
 }
 
 /// What the choice depends on, besides the candidates.
@@ -98,6 +101,7 @@ mod tests {
             pace: 1,
             name: BackendName(id.into()),
             favoured: false,
+            surcharge: 0,
         });
         let forwards = pick(question, candidates.clone());
         // The order of the candidates never matters.
@@ -127,6 +131,7 @@ mod tests {
             pace: 1,
             name: BackendName(id.into()),
             favoured: false,
+            surcharge: 0,
         });
         assert_eq!(pick(question, candidates.clone()), Some((BackendId(chosen), reason)));
         assert_eq!(pick(question, candidates.rev()), Some((BackendId(chosen), reason)));
@@ -195,6 +200,7 @@ mod tests {
                 pace: 1,
                 name: BackendName(id.into()),
                 favoured: false,
+                surcharge: 0,
             })
             .collect();
         assert_eq!(pick(question, all.into_iter()).map(|(_, reason)| reason), Some(reason));

@@ -79,7 +79,8 @@ pub struct Cost {
 /// What it costs to send the request numbered `request` to a candidate. `fastest` is the pace of
 /// the fastest, if speeds are to count.
 pub fn cost(work: Work, request: u64, fastest: Option<i64>, candidate: &Candidate) -> Cost {
-    let Candidate { backend, in_hand, cached, fresh, pace, name, favoured, .. } = *candidate;
+    let Candidate { backend, in_hand, cached, fresh, pace, name, favoured, surcharge, .. } =
+        *candidate;
     let uncached = work.with_cached(cached).uncached;
     let requests = i64::from(in_hand.in_flight);
     let delay = uncached.saturating_mul(DELAY.saturating_mul(requests)) / 1_000;
@@ -98,7 +99,8 @@ pub fn cost(work: Work, request: u64, fastest: Option<i64>, candidate: &Candidat
     };
     let fresh_work = i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH);
     let favour = if favoured { uncached / 1_000 * FAVOUR } else { 0 };
-    let sum = sum.saturating_add(fresh_work).saturating_sub(favour);
+    let surcharge = uncached / 1_000 * i64::from(surcharge);
+    let sum = sum.saturating_add(fresh_work).saturating_add(surcharge).saturating_sub(favour);
     let turn = mix(mix(request).wrapping_add(name.0));
     Cost { work: sum, in_flight: in_hand.in_flight, fresh, turn, backend }
 }
@@ -119,6 +121,7 @@ mod tests {
             pace: 8,
             name: BackendName(backend.into()),
             favoured: false,
+            surcharge: 0,
         }
     }
 
@@ -196,6 +199,20 @@ mod tests {
         let busy = Standing { queued: 700_000, ..Standing::default() };
         let busy = Candidate { in_hand: busy, ..favoured };
         assert!(cost(work, 0, None, &busy) > cost(work, 0, None, &one), "load still decides");
+    }
+
+    #[rstest]
+    #[case::nothing_cached(0, 1_500_000)]
+    #[case::half_cached(500_000, 750_000)]
+    #[case::all_cached(1_000_000, 24_000)]
+    fn where_another_proxy_is_at_home_prefill_costs_more(
+        #[case] cached: i64,
+        #[case] expected: i64,
+    ) {
+        let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
+        let one = candidate(0, Standing::default(), cached, 0);
+        let abroad = Candidate { surcharge: 500, ..one };
+        assert_eq!(cost(work, 0, None, &abroad).work, expected);
     }
 
     #[test]

@@ -1336,3 +1336,38 @@ fn who_never_heard_anybody_and_cannot_is_cut_off() {
     alone.handle(Input::Link(Link::Lost));
     assert!(!alone.engine.is_cut_off());
 }
+
+#[rstest]
+#[case::of_whom_nothing_is_known(None, 1)]
+#[case::at_no_distance(Some(Duration::ZERO), 1)]
+#[case::heard_late(Some(Duration::from_millis(100)), 3)]
+fn who_hears_late_begins_at_home(#[case] lag: Option<Duration>, #[case] places: usize) {
+    let mut net = Net::new(4);
+    net.arrive();
+    for round in 0..20 {
+        net.sleep(10);
+        net.arrive();
+        for at in 0..4 {
+            let report = ReplicaReport { connected: true, lag, ..ReplicaReport::default() };
+            net.tell(at, Input::Replica(report));
+            // Too short for a place to matter.
+            net.send(at, &prompt(round, 1), true);
+            net.finish_all();
+        }
+    }
+    net.sleep(10);
+    net.arrive();
+    // What nobody has goes where each is at home; of five backends one of these has none.
+    let new = prompt(1_000, 40);
+    let ports: Vec<_> = (0..4).map(|at| net.send(at, &new, true)).collect();
+    let mut different = ports.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), places, "{ports:?}");
+    net.finish_all();
+    net.arrive();
+    // What is cached somewhere goes there, whoever is at home.
+    let follows: Vec<_> = (0..4).map(|at| net.send(at, &new, true)).collect();
+    assert!(follows.iter().all(|port| ports.contains(port)), "{follows:?} after {ports:?}");
+    net.finish_all();
+}
