@@ -11,6 +11,7 @@ mod checks;
 pub mod faults;
 mod map;
 pub mod policies;
+pub mod redis;
 pub mod reply;
 pub mod report;
 pub mod trace;

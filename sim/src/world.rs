@@ -11,8 +11,10 @@ mod events;
 mod manner;
 mod network;
 mod outcome;
+mod replica;
 mod router;
 mod setup;
+mod sharing;
 #[cfg(test)]
 mod tests;
 
@@ -25,14 +27,16 @@ pub use setup::{Change, Fault, Setup};
 
 use crate::checks;
 use crate::policies::of_name;
+use crate::redis::Redis;
 use crate::vllm::{Event as Said, Job, Options, Vllm};
 use clients::Client;
 use events::{Events, Kind};
-use network::{Letter, Post};
+use network::{Parcel, Post};
+use replica::Replica;
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::Arc;
-use vllm_proxy_core::engine::Link;
+use vllm_proxy_core::fleet::About;
 use vllm_proxy_core::route::Failure;
 use vllm_proxy_core::time::{Duration, Instant};
 
@@ -52,6 +56,12 @@ pub(crate) struct World<'a> {
     clients: Vec<Client>,
     events: Events,
     post: Post,
+    redis: Redis<Rc<Parcel>>,
+    replicas: Vec<Replica>,
+    /// What was placed since proxies last kept it.
+    unkept: Vec<Vec<About>>,
+    /// Which proxy each request came to.
+    came_to: Vec<usize>,
     /// Requests that came and did not end.
     pub(crate) open: BTreeSet<usize>,
     /// Those of them that are at a server.
@@ -77,13 +87,19 @@ pub fn run<'a>(
     );
     world.events.push(Instant::START, Kind::Sample, 0);
     let mut coming = 0;
+    let mut over = None;
     loop {
         let arrival = requests.get(coming).map(|request| request.at);
+        let mut until = arrival.unwrap_or(Instant::FAR);
         if arrival.is_none() && world.open.is_empty() {
-            break;
+            let drained = setup.network.as_ref().map_or(Duration::ZERO, |network| network.drained);
+            until = *over.get_or_insert(world.now + drained);
+            if drained == Duration::ZERO {
+                break;
+            }
         }
         // What happens at a moment comes before the requests of that moment.
-        match world.events.pop_until(arrival.unwrap_or(Instant::FAR)) {
+        match world.events.pop_until(until) {
             Some((at, kind, which)) => {
                 world.now = at;
                 world.happen(kind, which, sample_every);
@@ -126,6 +142,10 @@ impl<'a> World<'a> {
             clients: clients.collect(),
             events: Events::new(setup.servers.len(), proxies.len()),
             post: Post::new(setup.seed),
+            redis: Redis::default(),
+            replicas: (0..proxies.len() as u64).map(Replica::new).collect(),
+            unkept: vec![Vec::new(); proxies.len()],
+            came_to: vec![0; count],
             open: BTreeSet::new(),
             live: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -147,6 +167,7 @@ impl<'a> World<'a> {
             // All are there before anyone says a word.
             world.proxies.iter_mut().enumerate().for_each(|(at, proxy)| proxy.share(at));
         }
+        world.begin_sharing();
         for proxy in 0..world.proxies.len() {
             if setup.checked && setup.network.is_none() {
                 world.proxies[proxy].watch();
@@ -184,18 +205,28 @@ impl<'a> World<'a> {
             }
             Kind::Fault => self.change(self.setup.faults[which]),
             Kind::Proxy => {
-                if self.proxies[which].poll_timeout().is_some_and(|at| at <= self.now) {
+                if self.replicas[which].alive
+                    && self.proxies[which].poll_timeout().is_some_and(|at| at <= self.now)
+                {
                     self.proxies[which].handle_timeout(&self.servers, self.now);
                     self.drain(which);
                 }
             }
             Kind::Link => self.link(),
+            Kind::Mishap => self.mishap(which),
             Kind::Hear => {
-                if let Some(Letter { to, word }) = self.post.arrive(which) {
-                    self.proxies[to].hear(&word, self.now);
-                    self.drain(to);
+                if let Some(letter) = self.post.arrive(which) {
+                    self.receive(&letter);
+                    self.hand_over();
                 }
             }
+            Kind::Tell => {
+                self.replicas[which].tells = false;
+                self.tell_all(which);
+                self.hand_over();
+            }
+            Kind::Keep => self.keep(),
+            Kind::Look => self.look(),
             Kind::Leave => self.leave(which),
             Kind::Again => {
                 if self.records[which].fate == Fate::Open {
@@ -212,8 +243,15 @@ impl<'a> World<'a> {
     }
 
     fn arrive(&mut self, id: usize) {
-        self.open.insert(id);
         self.records[id].at = self.now;
+        let Some(proxy) = self.door(id) else {
+            // Nobody takes its connection.
+            let record = &mut self.records[id];
+            (record.fate, record.end) = (Fate::Refused, Some(self.now));
+            return;
+        };
+        self.came_to[id] = proxy;
+        self.open.insert(id);
         if let Some(patience) = self.clients[id].patience {
             self.events.push(self.now + patience, Kind::Leave, id);
         }
@@ -345,8 +383,10 @@ impl<'a> World<'a> {
                 server.joined += u32::from(joins && !server.listed);
                 server.listed = joins;
                 for proxy in 0..self.proxies.len() {
-                    self.proxies[proxy].resolved(&self.servers, self.now);
-                    self.drain(proxy);
+                    if self.replicas[proxy].alive {
+                        self.proxies[proxy].resolved(&self.servers, self.now);
+                        self.drain(proxy);
+                    }
                 }
             }
             Change::Stall(time) => {
@@ -388,62 +428,12 @@ impl<'a> World<'a> {
         self.failed.remove(&id);
     }
 
-    /// The way between proxies is cut or whole: they notice, and tell what the others missed.
-    fn link(&mut self) {
-        let cut = self.setup.network.as_ref().is_some_and(|network| network.is_cut(self.now));
-        for proxy in 0..self.proxies.len() {
-            self.proxies[proxy].link(if cut { Link::Lost } else { Link::Whole }, self.now);
-            if !cut && self.now > Instant::START {
-                for word in self.proxies[proxy].snapshot() {
-                    self.tell(proxy, word);
-                }
-            }
-            self.drain(proxy);
-        }
-    }
-
-    /// Sends a proxy's word to all others.
-    fn tell(&mut self, proxy: usize, word: Word) {
-        let Some(network) = &self.setup.network else { return };
-        let word = Rc::new(word);
-        for to in (0..self.proxies.len()).filter(|&to| to != proxy) {
-            for at in self.post.times(network, self.now).into_iter().flatten() {
-                let letter = Letter { to, word: Rc::clone(&word) };
-                if at == self.now {
-                    self.post.hand_over(letter);
-                    continue;
-                }
-                let number = self.post.send(letter);
-                self.events.push(at, Kind::Hear, number);
-            }
-        }
-    }
-
-    /// Does what a proxy wants done. At no distance others hear of it before anything else happens.
-    fn drain(&mut self, proxy: usize) {
-        self.serve(proxy);
-        while let Some(Letter { to, word }) = self.post.handed_over() {
-            self.proxies[to].hear(&word, self.now);
-            self.serve(to);
-        }
-    }
-
-    /// Answers a proxy's probes, passes on its words and notes when it wants to be called.
-    fn serve(&mut self, proxy: usize) {
-        while let Some(server) = self.proxies[proxy].poll_probe() {
-            self.proxies[proxy].probed(server, &self.servers, self.now);
-        }
-        while let Some(word) = self.proxies[proxy].poll_word() {
-            self.tell(proxy, word);
-        }
-        self.events.wake_proxy(proxy, self.proxies[proxy].poll_timeout());
-    }
-
     fn proxy_of(&self, id: usize) -> usize {
-        self.clients[id].lot as usize % self.proxies.len()
+        self.came_to[id]
     }
 
     fn finish(self, load_every: Duration) -> Outcome {
+        let shared = self.shared();
         Outcome {
             busy: self.servers.iter().map(|server| server.vllm.busy()).collect(),
             preemptions: self.servers.iter().map(|server| server.vllm.preemptions()).collect(),
@@ -451,6 +441,7 @@ impl<'a> World<'a> {
             load: self.load,
             load_every,
             end: self.now,
+            shared,
         }
     }
 }

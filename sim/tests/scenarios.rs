@@ -5,6 +5,8 @@
 mod clients;
 #[path = "scenarios/fleets.rs"]
 mod fleets;
+#[path = "scenarios/replicas.rs"]
+mod replicas;
 #[path = "scenarios/scene.rs"]
 mod scene;
 #[path = "scenarios/servers.rs"]

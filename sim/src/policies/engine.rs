@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use vllm_proxy_core::config::{Config, Policy};
-use vllm_proxy_core::engine::{Engine, Input, Link, Output, Page};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
+use vllm_proxy_core::engine::{Company, Engine, Input, Link, Output, Page, ReplicaReport};
+use vllm_proxy_core::fleet::{About, Address, BackendId, BackendSpec, ProxyId};
 use vllm_proxy_core::route::{
     Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who, Work,
 };
@@ -45,8 +45,6 @@ pub struct Proxy {
     config: Config,
     seed: u64,
     engine: Engine,
-    /// What it wants others to hear.
-    words: VecDeque<Word>,
     tickets: BTreeMap<u64, Ticket>,
     /// Servers to be asked how they are, and by which id the engine knows them.
     probes: VecDeque<usize>,
@@ -73,7 +71,6 @@ impl Proxy {
             engine: Engine::new(config.clone(), seed, Instant::START),
             config,
             seed,
-            words: VecDeque::new(),
             tickets: BTreeMap::new(),
             probes: VecDeque::new(),
             ids: Vec::new(),
@@ -142,9 +139,6 @@ impl Proxy {
                 Output::Forget(_) | Output::Load(..) => {}
             }
         }
-        while let Some(update) = self.engine.poll_update() {
-            self.words.push_back(Word::Update(update));
-        }
     }
 
     /// Those of whom the engine may choose, to be compared with whom it chooses.
@@ -170,7 +164,40 @@ impl Router for Proxy {
     }
 
     fn poll_word(&mut self) -> Option<Word> {
-        self.words.pop_front()
+        self.engine.poll_update().map(Word::Update)
+    }
+
+    fn stop(&mut self) {
+        while let Some((id, ticket)) = self.tickets.pop_first() {
+            self.engine.finish(ticket, Outcome::ClientGone, Instant::FAR);
+            self.watch.forget(id);
+        }
+        self.probes.clear();
+    }
+
+    fn report(&mut self, report: ReplicaReport, now: Instant) {
+        self.engine.handle(Input::Replica(report), now);
+        self.drain();
+    }
+
+    fn company(&self) -> Company {
+        self.engine.company()
+    }
+
+    fn peer(&self) -> Option<ProxyId> {
+        self.engine.peer()
+    }
+
+    fn stands(&self) -> Vec<(About, usize)> {
+        let stand = |name| {
+            let chunks = self.engine.kept_chunks(name)?;
+            Some((self.engine.stand(name)?, usize::try_from(chunks).ok()?.saturating_mul(8)))
+        };
+        self.engine.names().filter_map(stand).collect()
+    }
+
+    fn shared_hash(&self) -> u64 {
+        self.engine.shared_hash()
     }
 
     fn hear(&mut self, word: &Word, now: Instant) {

@@ -208,6 +208,9 @@ impl<P: Policy> Router for Peer<P> {
 
     fn hear(&mut self, word: &Word, _now: Instant) {
         let Word::Counts { proxy, number, counts } = word else { return };
+        if self.proxy == Some(*proxy) {
+            return;
+        }
         let known = self.others.entry((counts.server, *proxy)).or_default();
         if known.0 < *number {
             *known = (*number, *counts);

@@ -15,10 +15,18 @@ pub(super) enum Kind {
     Fault,
     /// The way between proxies is cut or whole again.
     Link,
+    /// Something happens to Redis or to a proxy.
+    Mishap,
     /// A proxy wanted to be called.
     Proxy,
     /// A proxy hears a word of another.
     Hear,
+    /// A proxy tells what it gathered.
+    Tell,
+    /// Proxies keep what is for those that start.
+    Keep,
+    /// Proxies look whether the way to others is whole.
+    Look,
     /// A client leaves.
     Leave,
     /// A proxy is asked again about a request.
@@ -76,6 +84,10 @@ impl Events {
             Kind::Server
             | Kind::Fault
             | Kind::Link
+            | Kind::Mishap
+            | Kind::Tell
+            | Kind::Keep
+            | Kind::Look
             | Kind::Proxy
             | Kind::Hear
             | Kind::Leave

@@ -3,6 +3,7 @@
 //! Owns what is on its way. Does not know what it says.
 
 use super::Word;
+use crate::redis::Mishap;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use vllm_proxy_core::rng::Rng;
@@ -22,6 +23,14 @@ pub struct Network {
     /// From when to when nobody hears anybody, one after another; proxies know. Afterwards each
     /// tells the others all that it knows.
     pub cuts: Vec<(Instant, Instant)>,
+    /// For how long a proxy gathers what it tells; then all of it leaves at once.
+    pub gather: Duration,
+    /// What happens to Redis and to proxies.
+    pub mishaps: Vec<(Instant, Mishap)>,
+    /// Whether proxies keep in Redis what one that starts must know.
+    pub keeps: bool,
+    /// For how long the world goes on when all requests are over, so that proxies hear the rest.
+    pub drained: Duration,
 }
 
 impl Network {
@@ -41,11 +50,20 @@ impl Network {
     }
 }
 
-/// A word on its way to one proxy.
+/// What is published.
+#[derive(Clone, Debug)]
+pub(super) enum Parcel {
+    /// A word as proxies write it, or what is none.
+    Bytes(Vec<u8>),
+    /// What other routers share.
+    Counts(Word),
+}
+
+/// Something on its way to one proxy.
 #[derive(Clone, Debug)]
 pub(super) struct Letter {
     pub(super) to: usize,
-    pub(super) word: Rc<Word>,
+    pub(super) parcel: Rc<Parcel>,
 }
 
 /// What is on its way.
@@ -64,7 +82,12 @@ impl Post {
     }
 
     /// When a word sent now comes: never, once or twice.
-    pub(super) fn times(&mut self, network: &Network, now: Instant) -> [Option<Instant>; 2] {
+    pub(super) fn times(
+        &mut self,
+        network: &Network,
+        late: Duration,
+        now: Instant,
+    ) -> [Option<Instant>; 2] {
         if network.is_cut(now) {
             return [None; 2];
         }
@@ -72,7 +95,7 @@ impl Post {
             |part: f64| part > 0.0 && (self.rng.below(1 << 32) as f64) < part * 2_f64.powi(32);
         let (lost, doubled) = (chance(network.lost), chance(network.doubled));
         let jitter = u64::try_from(network.jitter.as_micros()).unwrap_or(u64::MAX);
-        let mut time = || now + network.lag + Duration::from_micros(self.rng.below(jitter));
+        let mut time = || now + network.lag + late + Duration::from_micros(self.rng.below(jitter));
         [(!lost).then(&mut time), (!lost && doubled).then(&mut time)]
     }
 

@@ -53,4 +53,6 @@ pub struct Outcome {
     pub load_every: Duration,
     /// When the last request ended.
     pub end: Instant,
+    /// What the proxies that are left know of what all know, where they tell each other.
+    pub shared: Vec<u64>,
 }

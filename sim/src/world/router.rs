@@ -3,8 +3,8 @@
 use super::Manner;
 use crate::trace::Request;
 use crate::vllm::{self, Vllm};
-use vllm_proxy_core::engine::Link;
-use vllm_proxy_core::fleet::Update;
+use vllm_proxy_core::engine::{Company, Link, ReplicaReport};
+use vllm_proxy_core::fleet::{About, ProxyId, Update};
 use vllm_proxy_core::route::{Failure, Usage};
 use vllm_proxy_core::time::Instant;
 
@@ -127,8 +127,35 @@ pub struct Counts {
 
 /// A proxy, reduced to its decisions.
 pub trait Router {
-    /// There are others, and this is its number among them. Said before all else.
+    /// There are others, and this is its number among them. Said before all else, and again when it
+    /// starts anew and knows nothing.
     fn share(&mut self, _proxy: usize) {}
+
+    /// It ends, with all that it had in hand.
+    fn stop(&mut self) {}
+
+    /// What was seen of the way to the others.
+    fn report(&mut self, _report: ReplicaReport, _now: Instant) {}
+
+    /// Which others it hears.
+    fn company(&self) -> Company {
+        Company::default()
+    }
+
+    /// One of them, to be asked for all that it knows.
+    fn peer(&self) -> Option<ProxyId> {
+        None
+    }
+
+    /// What is to be kept of how its servers stand, and for how many bytes of placed chunks.
+    fn stands(&self) -> Vec<(About, usize)> {
+        Vec::new()
+    }
+
+    /// What it knows of what all know.
+    fn shared_hash(&self) -> u64 {
+        0
+    }
 
     /// How it stands with the way to the others.
     fn link(&mut self, _link: Link, _now: Instant) {}

@@ -7,7 +7,7 @@ use vllm_proxy_sim::report::{Bounds, Summary};
 use vllm_proxy_sim::trace::{Kind, Workload, generate};
 use vllm_proxy_sim::vllm::{Gpu, Options};
 use vllm_proxy_sim::world::{
-    Change, Clients, Fault, Manner, Outcome, Record, Router, Setup, Tells, run,
+    Change, Clients, Fault, Manner, Network, Outcome, Record, Router, Setup, Tells, run,
 };
 
 /// Requests of a scene, unless it says otherwise.
@@ -80,6 +80,14 @@ impl Scene {
 
     pub(super) fn play(&self, proxy: Box<dyn Router>) -> Outcome {
         run(&self.setup(), vec![proxy], &mut |_, _| ())
+    }
+
+    /// So many proxies of ours, that hear each other so.
+    pub(super) fn several(&self, proxies: u64, network: &Network) -> Outcome {
+        let ours = policies::named(OURS).expect("it is a policy");
+        let routers = (0..proxies).map(|proxy| ours.router(1 + proxy)).collect();
+        let setup = Setup { network: Some(network.clone()), ..self.setup() };
+        run(&setup, routers, &mut |_, _| ())
     }
 
     pub(super) fn outcome(&self, policy: &str) -> Outcome {
