@@ -31,7 +31,7 @@ pub use whole::Page;
 use super::Engine;
 use super::apart::Pulse;
 use super::way::Way;
-use crate::fleet::{BackendId, BackendName, Peers, PromptLength, ProxyId, Update};
+use crate::fleet::{BackendId, BackendName, Peers, Place, PromptLength, ProxyId, Update};
 use crate::time::{Duration, Instant, Wake};
 use alloc::collections::BTreeMap;
 use gather::Gathered;
@@ -163,6 +163,8 @@ impl Engine {
             let Some(&id) = sharing.names.get(&about.backend) else { continue };
             for &(proxy, tokens) in about.clock.iter().flat_map(|clock| &clock.counters) {
                 if proxy == sharing.own {
+                    // It left here and came back, and others did not forget it.
+                    self.fleet.hear_counter(id, Place::OWN, tokens);
                     continue;
                 }
                 let Some(place) = sharing.peers.introduce(proxy, now) else { continue };

@@ -32,6 +32,8 @@ const SAME_LOSS: Duration = Duration::from_secs(10);
 pub(crate) struct Place(pub(crate) u8);
 
 impl Place {
+    /// That of this proxy, for what it is told of its own counters.
+    pub(crate) const OWN: Self = Self(0);
     /// Nobody's, for the counters of those that are forgotten.
     pub(crate) const FORGOTTEN: Self = Self(63);
 
