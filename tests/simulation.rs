@@ -37,6 +37,10 @@ fn holds(world: &Drawn) {
         }
     }
     assert!(outcome.end < Instant::FAR);
+    let shared = &outcome.shared;
+    if world.agrees() {
+        assert!(shared.iter().all(|hash| *hash == shared[0]), "proxies disagree: {shared:x?}");
+    }
 }
 
 fn check(seed: u64) {

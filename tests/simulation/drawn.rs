@@ -10,9 +10,12 @@ use std::time::Duration;
 use vllm_proxy_core::config::Policy;
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_sim::policies::{Proxy, Told};
+use vllm_proxy_sim::redis::Mishap;
 use vllm_proxy_sim::trace::{Kind, Workload, generate};
 use vllm_proxy_sim::vllm::{Gpu, Options};
-use vllm_proxy_sim::world::{Change, Clients, Fault, Manner, Outcome, Router, Setup, Tells, run};
+use vllm_proxy_sim::world::{
+    Change, Clients, Fault, Manner, Network, Outcome, Router, Setup, Tells, run,
+};
 
 /// One server.
 #[derive(Clone, Debug)]
@@ -53,6 +56,22 @@ pub(super) struct Drawn {
     sigma: f64,
     names: u32,
     troubles: Vec<Trouble>,
+    /// How proxies hear of each other, if they do.
+    sharing: Option<Sharing>,
+}
+
+/// How proxies hear of each other.
+#[derive(Clone, Debug)]
+pub(super) struct Sharing {
+    lag_ms: u64,
+    jitter_ms: u64,
+    gather_ms: u64,
+    /// Of 10 words, how many are lost, and how many come twice.
+    lost: u32,
+    doubled: u32,
+    keeps: bool,
+    /// In the first half: when, in thousandths of the whole, and what.
+    mishaps: Vec<(u32, Mishap)>,
 }
 
 /// What came of it.
@@ -94,6 +113,38 @@ fn trouble() -> impl Strategy<Value = Trouble> {
     })
 }
 
+fn mishap() -> impl Strategy<Value = (u32, Mishap)> {
+    let which = 0..3_usize;
+    let mishaps = which.prop_flat_map(|proxy| {
+        select(vec![
+            Mishap::Killed,
+            Mishap::Started,
+            Mishap::Hung,
+            Mishap::GoesOn,
+            Mishap::Flushed,
+            Mishap::Full,
+            Mishap::Roomy,
+            Mishap::Slow(Duration::from_millis(100)),
+            Mishap::CutOff(proxy),
+            Mishap::Joined(proxy),
+            Mishap::Garbage,
+            Mishap::Dies(proxy),
+            Mishap::Starts(proxy),
+        ])
+    });
+    (0..500_u32, mishaps)
+}
+
+fn sharing() -> impl Strategy<Value = Sharing> {
+    let way = (select(vec![0, 1, 10, 100]), select(vec![0, 1, 50]), select(vec![0, 5]));
+    let worse = (select(vec![0, 0, 1, 5]), select(vec![0, 0, 2]), proptest::bool::ANY);
+    let mishaps = proptest::collection::vec(mishap(), 0..=6);
+    (way, worse, mishaps).prop_map(|(way, worse, mishaps)| {
+        let ((lag_ms, jitter_ms, gather_ms), (lost, doubled, keeps)) = (way, worse);
+        Sharing { lag_ms, jitter_ms, gather_ms, lost, doubled, keeps, mishaps }
+    })
+}
+
 /// Any world at all.
 pub(super) fn worlds() -> impl Strategy<Value = Drawn> {
     let policies =
@@ -101,7 +152,7 @@ pub(super) fn worlds() -> impl Strategy<Value = Drawn> {
     let proxy = (
         proptest::num::u64::ANY,
         select(policies),
-        1..=2_u64,
+        1..=3_u64,
         select(vec![4 << 20, 200_000, 20_000]),
     );
     let servers = proptest::collection::vec(machine(), 1..=6);
@@ -109,8 +160,9 @@ pub(super) fn worlds() -> impl Strategy<Value = Drawn> {
     let traffic = (select(kinds), 1..=120_usize, 0.2..8.0_f64);
     let clients = (0..=10_u32, 0..=5_u32, select(vec![0.0, 0.3, 0.5]), 1..=3_u32);
     let troubles = proptest::collection::vec(trouble(), 0..=10);
-    (proxy, servers, traffic, clients, troubles).prop_map(
-        |(proxy, machines, traffic, clients, troubles)| {
+    let between = proptest::option::of(sharing());
+    (proxy, servers, traffic, clients, troubles, between).prop_map(
+        |(proxy, machines, traffic, clients, troubles, sharing)| {
             let (seed, policy, proxies, index_bytes) = proxy;
             let (kind, requests, per_second) = traffic;
             let (streaming, leaving, sigma, names) = clients;
@@ -128,6 +180,7 @@ pub(super) fn worlds() -> impl Strategy<Value = Drawn> {
                 sigma,
                 names,
                 troubles,
+                sharing,
             }
         },
     )
@@ -166,6 +219,40 @@ impl Drawn {
         troubles.chain((0..servers).flat_map(heal)).collect()
     }
 
+    /// What is between proxies; in the end all is well, and all that is on its way comes.
+    fn network(&self, sharing: &Sharing, span: Duration) -> Network {
+        let healed = self.healed();
+        let mishap = |&(permille, mishap): &(u32, Mishap)| {
+            let at = Instant::START + span * permille / 1_000;
+            (at, mishap)
+        };
+        // Those that were hung go on, and those that died start.
+        let proxies = 0..usize::try_from(self.proxies).unwrap_or(usize::MAX);
+        let heal = [Mishap::Started, Mishap::Roomy, Mishap::Slow(Duration::ZERO)];
+        let heal = heal.into_iter().chain(proxies.clone().map(Mishap::Joined));
+        let heal = heal.chain(proxies.map(Mishap::Starts)).map(|mishap| (healed, mishap));
+        Network {
+            lag: Duration::from_millis(sharing.lag_ms),
+            jitter: Duration::from_millis(sharing.jitter_ms),
+            gather: Duration::from_millis(sharing.gather_ms),
+            lost: f64::from(sharing.lost) / 10.0,
+            doubled: f64::from(sharing.doubled) / 10.0,
+            keeps: sharing.keeps,
+            mishaps: sharing.mishaps.iter().map(mishap).chain(heal).collect(),
+            drained: Duration::from_secs(15),
+            ..Network::default()
+        }
+    }
+
+    /// Whether all proxies must know the same in the end: nothing is lost on the way but by what
+    /// they notice.
+    pub(super) fn agrees(&self) -> bool {
+        let all = |sharing: &Sharing| sharing.lost == 0;
+        self.policy == Policy::CacheAware
+            && self.index_bytes > 1 << 20
+            && self.sharing.as_ref().is_some_and(all)
+    }
+
     /// Plays it, with everything checked.
     pub(super) fn run(&self) -> Run {
         let workload = self.workload();
@@ -190,6 +277,7 @@ impl Drawn {
                 names: self.names,
             },
             faults: self.faults(workload.span()),
+            network: self.sharing.as_ref().map(|one| self.network(one, workload.span())),
             seed: self.seed,
             checked: true,
             ..Setup::new(self.machines.iter().map(options).collect(), &workload)
