@@ -22,7 +22,7 @@ pub(super) struct Replica {
     pub(super) asks: bool,
     /// Words of others that it knows to have missed.
     pub(super) missed: u64,
-    /// Whether it ever told anything that comes back to it. Other routers do not say that they live.
+    /// Whether it ever told what comes back to it: other routers do not say that they live.
     speaks: bool,
     link: Option<Link>,
     /// Since when it listens, or when it last heard its own word.
