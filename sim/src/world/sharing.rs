@@ -1,7 +1,7 @@
 //! Sharing: how proxies in the world hear of each other, through a Redis to which things happen.
 //!
-//! Owns what a running proxy does for its engine there: gathering, publishing, noticing that the way
-//! is lost or whole, snapshots, and what is kept for those that start.
+//! Owns what a running proxy does for its engine there: gathering, publishing, noticing that the
+//! way is lost or whole, snapshots, and what is kept for those that start.
 
 use super::events::Kind;
 use super::network::{Letter, Parcel};
