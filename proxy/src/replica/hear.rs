@@ -18,8 +18,9 @@ pub(super) fn run(way: &Way) {
     let mut pauses = Pauses::default();
     loop {
         let heard = connect(&way.url).and_then(|mut connection| {
+            // Not by the crate's own subscribe, which takes a refusal for consent.
+            redis::cmd("SUBSCRIBE").arg(&way.channel).exec(&mut connection)?;
             let mut subscription = connection.as_pubsub();
-            subscription.subscribe(&way.channel)?;
             subscription.set_read_timeout(Some(LOOK))?;
             pauses.reset();
             way.subscribed(Instant::now());
