@@ -194,19 +194,69 @@ fn the_password_is_wrong(runtime: Runtime) {
     assert_told_once(&scene.proxies);
 }
 
+/// One who may do all but this.
+fn the_user_may_not(runtime: Runtime, what: &str, rights: &'static str, more_rights: &'static str) {
+    let noticed = |proxies: &[Proxy]| {
+        await_alone(proxies);
+        for proxy in proxies {
+            assert!(reason(proxy, UNUSABLE).contains(what), "{}", proxy.told());
+        }
+    };
+    let scene = with_user(runtime, rights, noticed, more_rights);
+    assert_told_once(&scene.proxies);
+}
+
 fn the_user_may_not_publish(runtime: Runtime) {
-    let scene = with_user(
+    the_user_may_not(
         runtime,
+        "PUBLISH",
         "ACL SETUSER someone on >open-sesame ~* &* +@all -publish",
-        |proxies| {
-            await_alone(proxies);
-            for proxy in proxies {
-                assert!(reason(proxy, UNUSABLE).contains("PUBLISH"), "{}", proxy.told());
-            }
-        },
         "ACL SETUSER someone +publish",
     );
-    assert_told_once(&scene.proxies);
+}
+
+fn the_user_may_not_subscribe(runtime: Runtime) {
+    the_user_may_not(
+        runtime,
+        "SUBSCRIBE",
+        "ACL SETUSER someone on >open-sesame ~* &* +@all -subscribe",
+        "ACL SETUSER someone +subscribe",
+    );
+}
+
+fn the_user_may_not_hear_the_channel(runtime: Runtime) {
+    the_user_may_not(
+        runtime,
+        "channel",
+        "ACL SETUSER someone on >open-sesame ~* resetchannels +@all",
+        "ACL SETUSER someone &vllm-proxy:1:*",
+    );
+}
+
+fn the_rights_that_are_told_are_enough(runtime: Runtime) {
+    let redis = RedisServer::start(&[]);
+    let rights: Vec<_> = "ACL SETUSER someone on >open-sesame ~vllm-proxy:1:* resetchannels \
+                          &vllm-proxy:1:* +subscribe +publish +set +get +append +expire +rename \
+                          +del +client +info +select"
+        .split_whitespace()
+        .map(str::as_bytes)
+        .collect();
+    assert_eq!(redis.command(&rights), "+OK");
+    let backends = backends();
+    let url = redis.url().replace("redis://", "redis://someone:open-sesame@");
+    for url in [url.clone(), url.replace("/0", "/3")] {
+        let proxies = company(runtime, [&url; 2], &[&backends[0], &backends[1]]);
+        let traffic = Traffic::start(&proxies);
+        traffic.await_answers(SOME);
+        traffic.stop();
+        await_agreement(&proxies);
+        await_well(&proxies);
+        for proxy in &proxies {
+            proxy.await_entries("sharing with other proxies through Redis", 1);
+            let warned = [ALONE, UNUSABLE, "nothing is kept in Redis for proxies that start"];
+            assert!(warned.iter().all(|entry| proxy.entries(entry) == 0), "{}", proxy.told());
+        }
+    }
 }
 
 /// Fills every key with something that no proxy wrote.
@@ -298,6 +348,9 @@ on_every_runtime![
     redis_is_flushed,
     the_password_is_wrong,
     the_user_may_not_publish,
+    the_user_may_not_subscribe,
+    the_user_may_not_hear_the_channel,
+    the_rights_that_are_told_are_enough,
     redis_is_full_of_garbage,
     redis_is_far_away,
     one_proxy_loses_the_way_to_redis,
