@@ -130,7 +130,7 @@ impl Drop for RedisServer {
 
 /// A port that stays free while nobody listens there: below those that the kernel gives to whoever
 /// asks for any, this machine's outgoing connections among them.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let start = u64::from(std::process::id()) * 61;
     loop {

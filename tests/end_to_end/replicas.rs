@@ -3,11 +3,13 @@
 
 use crate::backend::Backend;
 use crate::company::{
-    alive, asked, await_equal_memory, chat, chat_of, company, elsewhere, hold, holding, sharing,
+    alive, asked, await_agreement, await_company, await_equal_memory, chat, chat_of, company,
+    elsewhere, hold, holding, sharing,
 };
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
-use crate::redis::RedisServer;
+use crate::redis::{RedisServer, free_port};
 use crate::wire::{framed, get, ok, post};
+use rustix::process::{Signal, kill_process};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -198,6 +200,55 @@ fn databases_are_apart_and_ways_to_one_are_not(runtime: Runtime) {
     std::fs::remove_file(socket).expect("redis-server was killed and left it");
 }
 
+/// Of an authority that nobody else trusts, whose key is gone: it vouches for 127.0.0.1, to 2120.
+fn certificate(name: &str) -> String {
+    format!("{}/../tests/end_to_end/tls/{name}.pem", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn the_way_may_be_encrypted(runtime: Runtime) {
+    let [authority, certificate, key] = ["ca", "cert", "key"].map(certificate);
+    let port = free_port();
+    let (text, url) = (port.to_string(), format!("rediss://127.0.0.1:{port}/0"));
+    let options = ["--tls-port", &text, "--tls-cert-file", &certificate, "--tls-key-file", &key];
+    let redis = RedisServer::start(&[&options[..], &["--tls-auth-clients", "no"]].concat());
+    let backend = holding("a");
+    let start = |variables: &[(&str, &str)]| {
+        Proxy::among(runtime, &["--redis", &url], variables, &[backend.upstream()])
+    };
+    let trusting = [("SSL_CERT_FILE", authority.as_str())];
+    let proxies = [start(&trusting), start(&trusting)];
+    let [plain] = sharing(runtime, [&redis.url()], &[&backend]);
+    let [a, b] = proxies;
+    await_company(&[a, b, plain]);
+    // Who does not know the authority does not talk to it.
+    let stranger = start(&[]);
+    eventually("it says why", || {
+        let reason = stranger.status()["redis"]["reason"].to_string();
+        reason.contains("certificate")
+    });
+    assert_eq!(alive(&stranger), 0);
+}
+
+fn a_proxy_that_was_stopped_comes_back(runtime: Runtime) {
+    let redis = RedisServer::start(&[]);
+    let backend = holding("a");
+    let url = redis.url();
+    let proxies = company(runtime, [&url; 3], &[&backend]);
+    let held: Vec<_> = (0..4).map(|_| hold(&proxies[0])).collect();
+    eventually("they are known", || proxies[1..].iter().all(|one| elsewhere(one) == 4));
+    kill_process(proxies[0].pid(), Signal::STOP).expect("it runs");
+    eventually("it is missed", || proxies[1..].iter().all(|one| alive(one) == 1));
+    assert!(proxies[1..].iter().all(|one| elsewhere(one) == 0));
+    let one = hold(&proxies[1]);
+    kill_process(proxies[0].pid(), Signal::CONT).expect("it was only stopped");
+    await_company(&proxies);
+    eventually("its requests are known again", || {
+        [0, 1, 2].map(|at: usize| elsewhere(&proxies[at])) == [1, 4, 5]
+    });
+    drop((held, one));
+    await_agreement(&proxies);
+}
+
 fn what_is_in_both_lists_is_shared(runtime: Runtime) {
     let redis = RedisServer::start(&[]);
     let backends = [holding("a"), holding("b"), holding("c")];
@@ -260,6 +311,8 @@ on_every_runtime![
     a_stored_response_is_found_through_another_proxy,
     who_sleeps_is_known_to_all,
     databases_are_apart_and_ways_to_one_are_not,
+    the_way_may_be_encrypted,
+    a_proxy_that_was_stopped_comes_back,
     what_is_in_both_lists_is_shared,
     metrics_tell_of_it,
 ];
