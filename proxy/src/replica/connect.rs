@@ -36,6 +36,11 @@ impl Pauses {
         pause
     }
 
+    /// Whether several attempts in a row have failed.
+    pub(super) const fn are_long(&self) -> bool {
+        self.taken >= PAUSES.len()
+    }
+
     /// An attempt succeeded.
     pub(super) const fn reset(&mut self) {
         self.taken = 0;
@@ -108,6 +113,7 @@ pub(super) fn reason(error: &RedisError, command: &str) -> String {
         Some("OOM") => format!("{command} was refused: Redis has no memory left (maxmemory)"),
         Some(code) => format!("{command} was refused: {code} {said}"),
         None if error.kind() == redis::ErrorKind::InvalidClientConfig => said.to_owned(),
+        None if is_silence(error) => format!("{command} was not answered in time"),
         None => error.to_string(),
     }
 }

@@ -104,7 +104,10 @@ pub(super) fn run(way: &Way) {
     let mut keeping = Keeping::new(way);
     loop {
         let Err(Trouble { command, error }) = keeping.go_on(&mut pauses);
-        way.trouble(Part::Keep, reason(&error, &command), Instant::now());
+        // A connection that ends is made anew, and where there is none at all, others say so.
+        if !error.is_io_error() || (pauses.are_long() && way.is_whole()) {
+            way.trouble(Part::Keep, reason(&error, &command), Instant::now());
+        }
         // What was on its way may be lost.
         keeping.lose_all();
         thread::sleep(pauses.next());

@@ -145,6 +145,11 @@ impl Way {
         }
     }
 
+    /// Whether what is published comes back.
+    pub(super) fn is_whole(&self) -> bool {
+        self.lock().link == Some(Link::Whole)
+    }
+
     /// Whether it is not known yet if the way is whole, and would be now.
     pub(super) fn is_unknown(&self) -> bool {
         let state = self.lock();
