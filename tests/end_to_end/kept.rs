@@ -5,11 +5,12 @@ use crate::backend::Backend;
 use crate::company::{alive, asked, await_company, chat, chat_of, entries, holding, sharing};
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
 use crate::redis::RedisServer;
-use crate::replicas_faults::{ALONE, UNUSABLE, await_well, reason, say, survives, with_user};
+use crate::replicas_faults::{
+    ALONE, UNKEPT, UNUSABLE, await_well, reason, say, survives, with_user,
+};
 use crate::wire::get;
 use std::time::{Duration, Instant};
 
-const UNKEPT: &str = "nothing is kept in Redis for proxies that start";
 const WORKS: &str = "sharing with other proxies through Redis";
 
 /// Bytes of all strings in Redis.

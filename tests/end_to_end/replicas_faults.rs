@@ -11,6 +11,7 @@ use std::time::Duration;
 pub(crate) const UNUSABLE: &str =
     "Redis cannot be used: requests are routed by what this proxy knows";
 pub(crate) const ALONE: &str = "alone: other proxies cannot be heard";
+pub(crate) const UNKEPT: &str = "nothing is kept in Redis for proxies that start";
 const HEARD: &str = "no longer alone: other proxies can be heard";
 
 /// Answers that each client gets while a fault lasts, or before it.
@@ -83,8 +84,8 @@ pub(crate) fn await_well(proxies: &[Proxy]) {
 fn assert_told_once(proxies: &[Proxy]) {
     for proxy in proxies {
         let count = |message| proxy.entries(message);
-        let counts = [ALONE, UNUSABLE, HEARD].map(count);
-        assert_eq!(counts, [1, 1, 1], "{}", proxy.told());
+        let counts = [ALONE, UNUSABLE, HEARD, UNKEPT].map(count);
+        assert_eq!(counts, [1, 1, 1, 0], "{}", proxy.told());
     }
 }
 
@@ -124,6 +125,9 @@ fn redis_is_killed_and_starts_empty(runtime: Runtime) {
 fn redis_restarts_empty_at_once(runtime: Runtime) {
     let scene = survives(runtime, RedisServer::restart, |_| {}, |_| {});
     await_well(&scene.proxies);
+    for proxy in &scene.proxies {
+        assert_eq!(proxy.entries(UNKEPT), 0, "{}", proxy.told());
+    }
 }
 
 fn redis_hangs(runtime: Runtime) {
@@ -253,7 +257,7 @@ fn the_rights_that_are_told_are_enough(runtime: Runtime) {
         await_well(&proxies);
         for proxy in &proxies {
             proxy.await_entries("sharing with other proxies through Redis", 1);
-            let warned = [ALONE, UNUSABLE, "nothing is kept in Redis for proxies that start"];
+            let warned = [ALONE, UNUSABLE, UNKEPT];
             assert!(warned.iter().all(|entry| proxy.entries(entry) == 0), "{}", proxy.told());
         }
     }
