@@ -1,8 +1,8 @@
 //! Replicas: how proxies on one Redis database hear of each other.
 //!
 //! Owns the threads that talk to Redis and what they know of the way there. What is told, and what
-//! becomes of what is heard, is the engine's. No request waits for anything here: the engine gathers
-//! what there is to tell, bounded, and whoever lends it only rings a bell.
+//! becomes of what is heard, is the engine's. No request waits for anything here: the engine
+//! gathers what there is to tell, bounded, and whoever lends it only rings a bell.
 //!
 //! Three threads, each with a connection of its own, since each waits for something else:
 //!

@@ -8,12 +8,12 @@
 //! **Bounded.** Whoever's APPEND carries a log over its limit renames it to `..:old`, and so drops
 //! the one before. What a cache holds is told again by its next use after an eighth of a cache, so
 //! that two logs of at least twice a cache hold all that matters. The limit is 16 bytes for each
-//! chunk that the backend's cache is believed to hold, and 32 KiB at least. Logs that nobody appends
-//! to vanish after a day.
+//! chunk that the backend's cache is believed to hold, and 32 KiB at least. Logs that nobody
+//! appends to vanish after a day.
 //!
 //! **Mended.** A mark beside the logs tells whether all of them were lost (FLUSHALL, another
-//! server): whoever sets it anew appends all it knows. One log that was lost (evicted) is noticed by
-//! the length that APPEND returns.
+//! server): whoever sets it anew appends all it knows. One log that was lost (evicted) is noticed
+//! by the length that APPEND returns.
 
 use super::connect::{Pauses, connect, reason};
 use super::way::{Part, Way};

@@ -18,8 +18,8 @@ use alloc::vec::Vec;
 /// in 16 KB, which to hear takes as long as 256 chunks.
 const PAGE_STANDS: usize = 16;
 
-/// Slices of the index that are looked at for a page, if those before were empty: an index of 64 MiB
-/// with nothing in it has 10,000 of them.
+/// Slices of the index that are looked at for a page, if those before were empty: an index of
+/// 64 MiB with nothing in it has 10,000 of them.
 const PAGE_SLICES: usize = 16;
 
 /// Stored responses that a page of a snapshot tells.
