@@ -1,12 +1,20 @@
-//! What the index of prefixes takes: bytes, as the allocator sees them.
+//! What the index of prefixes and a choice take: bytes, as the allocator sees them.
 //!
-//! Whether its answers are right is tested where it lies, in `core`; how long it takes is measured
-//! by `tests/bench`.
+//! Whether their answers are right is tested where they lie, in `core`; how long they take is
+//! measured by `tests/bench`.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
-use vllm_proxy_core::fleet::{BackendId, Matches, PrefixIndex};
+use std::net::{Ipv4Addr, SocketAddr};
+use vllm_proxy_core::config::{Config, Policy};
+use vllm_proxy_core::engine::{Engine, Input, Output, ReplicaReport};
+use vllm_proxy_core::fleet::{
+    Address, BackendId, BackendSpec, Matches, PrefixIndex, ProxyId, Update,
+};
 use vllm_proxy_core::rng::{Rng, mix};
+use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Retry, Who};
+use vllm_proxy_core::time::{Duration, Instant};
+use vllm_proxy_core::wire::probe::{ModelCard, Probe};
 
 /// Counts what each thread asks for; tests run on threads of their own.
 struct Counting;
@@ -170,4 +178,85 @@ fn a_chunk_at_a_backend_takes_24_bytes() {
         prompt += 1;
     }
     assert_eq!((bench.index.len(), bench.index.evicted()), (PAIRS, 0));
+}
+
+/// One of 8 proxies over 64 backends, which hears the others so late.
+fn among_others(lag: Option<Duration>) -> Engine {
+    let config = Config {
+        policy: Policy::CacheAware,
+        upstreams: 1,
+        index_memory: 1 << 20,
+        proxy: Some(1),
+        ..Config::default()
+    };
+    let now = Instant::START;
+    let mut engine = Engine::new(config, 1, now);
+    let spec = |port| BackendSpec {
+        upstream: 0,
+        address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
+        authority: "backend".into(),
+        prefix: String::new(),
+    };
+    let specs: Vec<_> = (1..=64).map(spec).collect();
+    engine.handle(Input::Discovered(&specs), now);
+    while let Some(output) = engine.poll_output() {
+        let Output::Probe(backend) = output else { continue };
+        let card =
+            ModelCard { raw: "{\"id\":\"m\"}".into(), id: "m".into(), ..ModelCard::default() };
+        let probe = Probe { health: 200, models: Some(vec![card]), ..Probe::default() };
+        engine.handle(Input::Probed(backend, Ok(probe)), now);
+    }
+    for proxy in (2..=8).map(ProxyId) {
+        let update = Update { proxy, number: 1, about: Vec::new(), lengths: Vec::new() };
+        engine.handle(Input::Heard(&update), now);
+    }
+    engine.handle(Input::Replica(ReplicaReport { lag, ..ReplicaReport::default() }), now);
+    engine
+}
+
+/// Sends prompts of one chunk that nobody holds, a millisecond apart; says what the last ones
+/// allocated when all buffers have grown, and where all went.
+fn choices(engine: &mut Engine) -> (u64, Vec<BackendId>) {
+    let (mut calls, mut chosen) = (0, Vec::new());
+    for number in 0..2_000 {
+        let now = Instant::from_millis(number);
+        let prompt = Fingerprint::of_chunks([mix(number)][..].into(), 512);
+        let request = RequestMeta {
+            who: Who::Backend,
+            model: Some("m"),
+            stream: true,
+            prompt_bytes: prompt.bytes(),
+            prompt: &prompt,
+            retry: Retry::BeforeFirstByte,
+            since: now,
+            response: None,
+            adapter: None,
+            unloads: false,
+            of_default: false,
+            facts: false,
+            narrow: None,
+            allow: None,
+        };
+        let before = CALLS.get();
+        let Decision::Forward(route) = engine.route(&request, now) else {
+            panic!("all backends are up")
+        };
+        calls += if number < 1_500 { 0 } else { CALLS.get() - before };
+        chosen.push(route.backend);
+        engine.finish(route.ticket, Outcome::ClientGone, now);
+        while engine.poll_update().is_some() {}
+    }
+    (calls, chosen)
+}
+
+/// A choice takes no memory, nor does keeping apart from others that are heard late.
+#[test]
+fn a_choice_allocates_nothing() {
+    let [near, far] = [None, Some(Duration::from_millis(100))].map(|lag| {
+        let mut engine = among_others(lag);
+        assert_eq!(engine.company().alive, 7);
+        choices(&mut engine)
+    });
+    assert_ne!(near.1, far.1, "they keep apart");
+    assert_eq!((near.0, far.0), (0, 0), "calls to the allocator");
 }

@@ -14,7 +14,6 @@ use super::Engine;
 use crate::fleet::{BackendName, ProxyId};
 use crate::rng::mix;
 use crate::time::{Duration, Instant};
-use alloc::vec::Vec;
 
 /// Most of a request's prefill that it costs more abroad, in thousandths.
 const ABROAD_MAX: u64 = 1_000;
@@ -55,46 +54,37 @@ impl Pulse {
     }
 }
 
-/// What a choice needs to know of it.
-#[derive(Debug, Default)]
-pub(super) struct Apart {
-    /// How much of its prefill a request costs more abroad, in thousandths.
-    abroad: u16,
-    own: u64,
-    others: Vec<u64>,
-}
-
-impl Apart {
-    /// How much of its prefill a request costs more there, in thousandths.
-    pub(super) fn surcharge(&self, backend: BackendName) -> u16 {
-        let claim = |seed: &u64| mix(seed.wrapping_add(backend.0));
-        let own = claim(&self.own);
-        if self.abroad == 0 || self.others.iter().all(|other| claim(other) < own) {
-            0
-        } else {
-            self.abroad
-        }
-    }
-}
-
 impl Engine {
-    /// How much to keep apart now.
-    pub(super) fn apart(&self, now: Instant) -> Apart {
-        let Some(sharing) = &self.sharing else { return Apart::default() };
-        let Some(lag) = sharing.way.lag() else { return Apart::default() };
+    /// How much of its prefill a request costs more abroad now, in thousandths. Whoever asks finds
+    /// every backend marked that is at home here.
+    pub(super) fn abroad(&mut self, now: Instant) -> u16 {
+        let Some(sharing) = &mut self.sharing else { return 0 };
+        let Some(lag) = sharing.way.lag() else { return 0 };
         // The others are likely to be as busy as this one.
         let unheard = sharing.pulse.in_time(lag, now).saturating_mul(sharing.peers.alive() as u64);
         let abroad = unheard.saturating_mul(ABROAD_MAX) / unheard.saturating_add(HALF_UNHEARD);
         if abroad == 0 {
-            return Apart::default();
+            return 0;
         }
-        let seed = |proxy: ProxyId| mix(proxy.0);
-        Apart {
-            abroad: u16::try_from(abroad).unwrap_or(u16::MAX),
-            own: seed(sharing.own),
-            others: sharing.peers.all_alive().map(seed).collect(),
+        // Not for every request: with all others that would be thousands of hashes.
+        let changes = Some(sharing.peers.changes());
+        if sharing.homes != changes {
+            sharing.homes = changes;
+            for backend in self.fleet.backends_mut() {
+                let name = backend.shared.name;
+                let home = is_home(name, sharing.own, sharing.peers.all_alive());
+                backend.shared.abroad = !home;
+            }
         }
+        u16::try_from(abroad).unwrap_or(u16::MAX)
     }
+}
+
+/// Whether a backend is at home at this proxy, among these others.
+fn is_home(backend: BackendName, own: ProxyId, mut others: impl Iterator<Item = ProxyId>) -> bool {
+    let claim = |proxy: ProxyId| mix(mix(proxy.0).wrapping_add(backend.0));
+    let own = claim(own);
+    others.all(|other| claim(other) < own)
 }
 
 fn micros(time: Duration) -> u64 {
@@ -104,6 +94,7 @@ fn micros(time: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec::Vec;
     use rstest::rstest;
 
     fn at(millis: u64) -> Instant {
@@ -143,20 +134,15 @@ mod tests {
 
     #[test]
     fn every_backend_is_somebodys_home_and_homes_are_spread() {
-        let apart = |own: u64| Apart {
-            abroad: 700,
-            own: mix(own),
-            others: (0..4).filter(|&other| other != own).map(mix).collect(),
-        };
+        let others = |own| (0..4).filter(move |&other| other != own).map(ProxyId);
         let mut counts = [0; 4];
         for backend in (0..4_000).map(|name| BackendName(mix(name))) {
-            let at_home = |own: &u64| apart(*own).surcharge(backend) == 0;
+            let at_home = |own: &u64| is_home(backend, ProxyId(*own), others(*own));
             let homes: Vec<_> = (0..4).filter(at_home).collect();
             let [home] = homes[..] else { panic!("one proxy is at home there: {homes:?}") };
             counts[home as usize] += 1;
-            assert_eq!(apart((home + 1) % 4).surcharge(backend), 700);
         }
         assert!(counts.iter().all(|count| (900..1_100).contains(count)), "{counts:?}");
-        assert_eq!(Apart::default().surcharge(BackendName(1)), 0);
+        assert!(is_home(BackendName(1), ProxyId(1), core::iter::empty()), "nobody else is there");
     }
 }

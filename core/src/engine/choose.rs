@@ -202,7 +202,7 @@ impl Engine {
     /// Sends a request to the best backend that it was not sent to yet.
     pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
         let (tried, policy, cut_off) = (held.tried, self.config.policy, self.is_cut_off());
-        let apart = self.apart(now);
+        let abroad = self.abroad(now);
         let length = match held.pool.model() {
             Some(model) => self.fleet.token_length(model),
             None => TokenLength::default(),
@@ -245,7 +245,7 @@ impl Engine {
                     let fresh = backends.fresh(id);
                     let backend = backends.find_mut(id)?;
                     let (cached, favoured) = (cached(backend), favourite == Some(id));
-                    let surcharge = apart.surcharge(backend.shared.name);
+                    let surcharge = if backend.shared.abroad { abroad } else { 0 };
                     let candidate = candidate(backend, now)?;
                     Some(Candidate { cached, fresh, favoured, surcharge, ..candidate })
                 });

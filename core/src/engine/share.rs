@@ -72,6 +72,8 @@ pub(super) struct Sharing {
     beat_from: BackendId,
     pub(super) way: Way,
     pub(super) pulse: Pulse,
+    /// Of which company it is known which backends are at home here; `None`: of none.
+    pub(super) homes: Option<u64>,
 }
 
 impl Sharing {
@@ -88,6 +90,7 @@ impl Sharing {
             beat_from: BackendId(0),
             way: Way::default(),
             pulse: Pulse::default(),
+            homes: None,
         }
     }
 }
@@ -134,6 +137,7 @@ impl Engine {
         let Some(sharing) = &mut self.sharing else { return };
         let names = self.fleet.backends().iter().map(|one| (one.shared.name, one.id));
         sharing.names = names.collect();
+        sharing.homes = None;
     }
 
     /// Another proxy tells something.

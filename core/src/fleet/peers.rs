@@ -81,6 +81,8 @@ pub(crate) struct Peers {
     next: Option<Instant>,
     /// Words that were never heard.
     missed: u64,
+    /// How often one began or ceased to be alive.
+    changes: u64,
 }
 
 impl Peers {
@@ -113,6 +115,7 @@ impl Peers {
             peer.number = number;
             // Only news tells that it lives: an old word may have been on its way for long.
             peer.seen = now;
+            self.changes += u64::from(peer.lease.is_none());
             peer.lease = Some(now + LEASE);
             self.next = Some(self.next.map_or(now + LEASE, |next| next.min(now + LEASE)));
         } else if let Ok(back) = u32::try_from(peer.number - number) {
@@ -152,6 +155,7 @@ impl Peers {
         let ends = |peer: &Peer| peer.lease.is_some_and(|end| end <= now);
         if let Some(at) = self.peers.iter().position(ends) {
             self.peers[at].lease = None;
+            self.changes += 1;
             return u8::try_from(at + 1).ok().map(Place);
         }
         self.next = self.peers.iter().filter_map(|peer| peer.lease).min();
@@ -166,6 +170,11 @@ impl Peers {
     /// How many are alive.
     pub(crate) fn alive(&self) -> usize {
         self.peers.iter().filter(|peer| peer.lease.is_some()).count()
+    }
+
+    /// How often one began or ceased to be alive: as long as this is the same, so are they.
+    pub(crate) const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Those that are alive.
@@ -295,6 +304,8 @@ impl Others {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) name: BackendName,
+    /// Whether it is at home at another proxy, as was found when somebody asked last.
+    pub(crate) abroad: bool,
     /// How often it was seen to lose its cache, by whomever.
     generation: u32,
     /// When another proxy told of the last time.
@@ -305,7 +316,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     pub(crate) const fn new(name: BackendName) -> Self {
-        Self { name, generation: 0, told: None, changes: 0 }
+        Self { name, abroad: false, generation: 0, told: None, changes: 0 }
     }
 
     pub(crate) const fn generation(&self) -> u32 {
@@ -358,6 +369,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use alloc::vec;
     use alloc::vec::Vec;
     use rstest::rstest;
 
@@ -398,16 +410,18 @@ mod tests {
         let ended = |peers: &mut Peers, millis| {
             core::iter::from_fn(|| peers.expire(at(millis))).collect::<Vec<_>>()
         };
-        assert_eq!(ended(&mut peers, 3_499), []);
+        assert_eq!((ended(&mut peers, 3_499), peers.changes()), (vec![], 3));
         assert_eq!(ended(&mut peers, 3_500), [Place(2)]);
         assert_eq!((peers.alive(), peers.next()), (2, Some(at(4_000))));
         assert_eq!(peers.first_alive(), Some(ProxyId(1)));
         assert_eq!(ended(&mut peers, 9_000), [Place(1), Place(3)]);
         assert_eq!((peers.alive(), peers.next(), peers.first_alive()), (0, None, None));
+        assert_eq!(peers.changes(), 6);
         // An old word is no sign of life, a new one is.
         let old = peers.hear(ProxyId(1), 1_990, at(9_000)).expect("it has a place").0;
         assert_eq!((old.new, old.lives, peers.alive()), (true, false, 0));
         assert!(peers.hear(ProxyId(3), 1_002, at(9_000)).is_some_and(|(word, _)| word.lives));
+        assert_eq!(peers.changes(), 7);
         assert_eq!((peers.last_seen(), peers.next()), (Some(at(9_000)), Some(at(12_000))));
     }
 

@@ -1371,3 +1371,45 @@ fn who_hears_late_begins_at_home(#[case] lag: Option<Duration>, #[case] places: 
     assert!(follows.iter().all(|port| ports.contains(port)), "{follows:?} after {ports:?}");
     net.finish_all();
 }
+
+/// At which proxies a backend is at home, as each of them finds by a choice.
+fn homes(net: &mut Net, among: core::ops::Range<usize>, port: u16) -> Vec<usize> {
+    let is_home = |&at: &usize| {
+        let id = net.backend(at, port);
+        let Rig { engine, now, .. } = &mut net.rigs[at];
+        assert!(engine.abroad(*now) > 0, "others may send what is not heard yet");
+        engine.fleet.backend(id).is_some_and(|backend| !backend.shared.abroad)
+    };
+    among.filter(is_home).collect()
+}
+
+#[test]
+fn a_backend_is_at_home_at_one_of_those_that_live() {
+    let mut net = Net::new(3);
+    net.arrive();
+    let lag = Some(Duration::from_millis(100));
+    for at in 0..3 {
+        net.tell(at, Input::Replica(ReplicaReport { lag, ..ReplicaReport::default() }));
+        for number in 0..20 {
+            net.send(at, &prompt(number, 3), true);
+        }
+    }
+    let of_three: Vec<_> = (0..BACKENDS).map(|port| homes(&mut net, 0..3, port)).collect();
+    assert!(of_three.iter().all(|homes| homes.len() == 1), "{of_three:?}");
+    assert!(of_three.contains(&vec![2]), "{of_three:?}");
+    for _ in 0..8 {
+        net.sleep(500);
+        net.way.retain(|(to, update)| *to != 2 && update.proxy != ProxyId(102));
+        net.arrive();
+    }
+    let of_two: Vec<_> = (0..BACKENDS).map(|port| homes(&mut net, 0..2, port)).collect();
+    for (before, now) in of_three.iter().zip(&of_two) {
+        assert!(now.len() == 1 && (before == now || *before == [2]), "{before:?} {now:?}");
+    }
+    let specs: Vec<_> = (0..BACKENDS + 3).map(|port| spec(0, port)).collect();
+    (0..2).for_each(|at| net.tell(at, Input::Discovered(&specs)));
+    for port in BACKENDS..BACKENDS + 3 {
+        assert_eq!(homes(&mut net, 0..2, port).len(), 1, "of {port}");
+    }
+    net.finish_all();
+}
