@@ -6,6 +6,12 @@ use super::Engine;
 use crate::fleet::Lesson;
 use crate::route::{Held, Usage};
 
+/// No answer has more tokens, whatever is said: models of the longest contexts end at 10 million.
+/// A clock of a cache comes round after 68 billion tokens. Taken at their word, four absurd answers
+/// would take it there, and proxies that sweep at different times would not know the same of what
+/// is that old.
+const COMPLETION_MAX: u64 = 1 << 24;
+
 impl Engine {
     /// An answer said what it cost.
     pub(super) fn learn(&mut self, held: &Held, usage: Usage) {
@@ -17,7 +23,7 @@ impl Engine {
         }
         // Its tokens are in the cache now as well.
         if let Some(index) = &mut self.fleet.index {
-            index.grew(held.backend, usage.completion);
+            index.grew(held.backend, usage.completion.min(COMPLETION_MAX));
         }
         let Some(cached) = usage.cached.map(|cached| cached.min(usage.prompt)) else { return };
         if let Some(backend) = self.fleet.backend_mut(held.backend) {

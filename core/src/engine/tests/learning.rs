@@ -49,6 +49,28 @@ struct Believed {
     prompt: i64,
 }
 
+/// Else a backend that lies would have its clock come round.
+#[rstest]
+#[case::an_answer(10, 10)]
+#[case::a_long_one(1_000_000, 1_000_000)]
+#[case::more_than_there_is(u64::MAX, 1 << 24)]
+fn no_answer_adds_more_than_it_can_have(#[case] completion: u64, #[case] added: u64) {
+    let mut rig = rig(1);
+    rig.up(0, &["m"]);
+    let inserted = |rig: &Rig| {
+        let index = rig.engine.fleet.index.as_ref();
+        index.map_or(0, |index| index.counter(BackendId(0), PrefixIndex::OWN))
+    };
+    for answers in 1..=100 {
+        let route = rig.chats(&chat("cats", 4));
+        let before = inserted(&rig);
+        let cache = CacheReport { kv_tokens: Some(u64::MAX), ..CacheReport::default() };
+        rig.probed(0, Ok(Probe { cache: Some(cache), ..healthy(&["m"]) }));
+        rig.used(route, Usage { prompt: 1_000, completion, ..Usage::default() });
+        assert_eq!(inserted(&rig) - before, added, "answer {answers}");
+    }
+}
+
 #[test]
 fn how_long_tokens_are_is_learned_for_each_model() {
     let mut rig = rig(1);
