@@ -15,7 +15,7 @@
 //! server): whoever sets it anew appends all it knows. One log that was lost (evicted) is noticed
 //! by the length that APPEND returns.
 
-use super::connect::{Pauses, connect, reason};
+use super::connect::{During, Pauses, Trouble, connect, reason};
 use super::way::{Part, Way};
 use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -103,32 +103,15 @@ pub(super) fn run(way: &Way) {
     let mut pauses = Pauses::default();
     let mut keeping = Keeping::new(way);
     loop {
-        let Err(Trouble { command, error }) = keeping.go_on(&mut pauses);
+        let Err(trouble) = keeping.go_on();
+        let now = Instant::now();
         // A connection that ends is made anew, and where there is none at all, others say so.
-        if !error.is_io_error() || (pauses.are_long() && way.is_whole()) {
-            way.trouble(Part::Keep, reason(&error, &command), Instant::now());
+        if !trouble.error.is_io_error() || (pauses.are_long(now) && way.is_whole()) {
+            way.trouble(Part::Keep, reason(&way.url, &trouble), now);
         }
         // What was on its way may be lost.
         keeping.lose_all();
-        thread::sleep(pauses.next());
-    }
-}
-
-/// What went wrong, and with which command.
-#[derive(Debug)]
-struct Trouble {
-    command: String,
-    error: RedisError,
-}
-
-/// With which command something went wrong.
-trait During<T> {
-    fn during(self, command: &str) -> Result<T, Trouble>;
-}
-
-impl<T> During<T> for RedisResult<T> {
-    fn during(self, command: &str) -> Result<T, Trouble> {
-        self.map_err(|error| Trouble { command: command.to_owned(), error })
+        thread::sleep(pauses.next(now));
     }
 }
 
@@ -160,8 +143,8 @@ impl<'a> Keeping<'a> {
     }
 
     /// Until the connection fails.
-    fn go_on(&mut self, pauses: &mut Pauses) -> Result<Infallible, Trouble> {
-        let mut connection = connect(&self.way.url).during("AUTH")?;
+    fn go_on(&mut self) -> Result<Infallible, Trouble> {
+        let mut connection = connect(&self.way.url)?;
         self.look_at_permissions(&mut connection)?;
         self.marked = None;
         loop {
@@ -170,7 +153,6 @@ impl<'a> Keeping<'a> {
             self.append_new(&mut connection)?;
             self.mend(&mut connection)?;
             self.way.works(Part::Keep);
-            pauses.reset();
             thread::sleep(TICK);
         }
     }
@@ -197,7 +179,7 @@ impl<'a> Keeping<'a> {
             .collect();
         let names: Vec<_> = refusals.iter().map(|(name, _)| *name).collect();
         match refusals.into_iter().next() {
-            Some((_, error)) => Err(Trouble { command: names.join(", "), error }),
+            Some((_, error)) => Err(Trouble { doing: names.join(", "), error }),
             None => Ok(()),
         }
     }

@@ -4,7 +4,7 @@
 //! word by more than its way there. That words arrive is seen by their coming back to
 //! [`hear`](super::hear).
 
-use super::connect::{Pauses, connect, reason};
+use super::connect::{During, Pauses, Trouble, connect, reason};
 use super::way::{Part, Way};
 use redis::{Cmd, Connection, RedisResult};
 use std::thread;
@@ -25,20 +25,22 @@ const PAGES: usize = 8;
 /// Pages looked at for a batch, empty ones among them. Each takes some microseconds of the engine.
 const LOOKS: usize = 32;
 
+const DOING: &str = "PUBLISH";
+
 /// Publishes for as long as the process runs.
 pub(super) fn run(way: &Way) {
     let mut pauses = Pauses::default();
     way.shared.bell().answered_here();
     loop {
         let told = Telling::start(way).and_then(|mut telling| {
-            pauses.reset();
             way.publishes();
-            telling.go_on()
+            telling.go_on().during(DOING)
         });
-        if let Err(error) = told {
-            way.trouble(Part::Tell, reason(&error, "PUBLISH"), Instant::now());
+        let now = Instant::now();
+        if let Err(trouble) = told {
+            way.trouble(Part::Tell, reason(&way.url, &trouble), now);
         }
-        thread::sleep(pauses.next());
+        thread::sleep(pauses.next(now));
     }
 }
 
@@ -57,17 +59,18 @@ struct Telling<'a> {
 }
 
 impl<'a> Telling<'a> {
-    fn start(way: &'a Way) -> RedisResult<Self> {
+    fn start(way: &'a Way) -> Result<Self, Trouble> {
         let silences = way.silences();
         let mut connection = connect(&way.url)?;
         // A word that changes nothing says whether this user may publish at all.
         let mut word = Vec::new();
         Word::Ask { from: way.own, to: way.own }.encode(&mut word);
-        publish(&way.channel, &word).exec(&mut connection)?;
+        publish(&way.channel, &word).exec(&mut connection).during(DOING)?;
         let reply = |mode: &str| redis::cmd("CLIENT").arg("REPLY").arg(mode).take();
         let replies = reply("ON").exec(&mut connection).is_err();
         if !replies {
-            connection.send_packed_command(&reply("OFF").get_packed_command())?;
+            let off = reply("OFF").get_packed_command();
+            connection.send_packed_command(&off).during("CLIENT REPLY")?;
         }
         let (page, again, batch) = (None, false, Vec::new());
         Ok(Self { way, connection, replies, silences, page, again, batch, word })
