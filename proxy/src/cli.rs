@@ -150,15 +150,18 @@ pub(crate) enum Command {
 pub(crate) struct GlobalArgs {
     /// The Redis that proxies are to share what they know through
     ///
-    /// Any number of proxies with the same database, which must be theirs alone, decide as one:
-    /// each knows what the others have in hand and which prompts they sent where. No request waits
-    /// for Redis; without it each proxy goes on with what it knows, and looks for it again and
-    /// again.
+    /// Up to 63 proxies with the same database, which must be theirs alone, decide as one: each
+    /// knows what the others have in hand and which prompts they sent where. No request waits for
+    /// Redis; without it each proxy goes on with what it knows, and looks for it again and again.
     ///
     /// redis://[user:password@]host[:port][/db], rediss:// for TLS,
     /// redis+unix://[user:password@]/path[?db=0], `local` for localhost:6379, or `off` for none. A
-    /// single server, 6.2 or later; no cluster, no sentinel. A password belongs in the variable,
-    /// since other users can read command lines.
+    /// single server, 6.2 or later, or Valkey; no cluster, no sentinel. TLS trusts the certificates
+    /// that the system trusts, or those in the file that the variable SSL_CERT_FILE names.
+    ///
+    /// A password belongs in the variable, since other users can read command lines; `%`, `:`, `@`,
+    /// `/`, `?` and `#` in it are written %25, %3A, %40, %2F, %3F and %23. What a user of Redis
+    /// must be allowed to do is in `vllm-proxy readme`.
     ///
     /// [variable: VLLM_PXY_REDIS] [default: local]
     #[arg(short = 'R', long, value_name = "CONN_URI")]
