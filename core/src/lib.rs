@@ -36,6 +36,35 @@
 //! - [`engine`]: the front door of the deciding half.
 //! - [`exchange`]: the life of one client connection.
 //!
+//! # Several proxies
+//!
+//! Engines of several processes decide as one, since each tells the others what it does. The core
+//! says what is told and what becomes of it; on which way words travel is the runtime's affair
+//! (the product's is Redis). There are five parts to it:
+//!
+//! - **Updates.** What changes is gathered, and [`poll_update`](engine::Engine::poll_update) makes
+//!   an [`Update`](fleet::Update) of it whenever somebody comes for it, every few milliseconds at
+//!   most: what is in hand at each backend, as it stands then; chunks that were placed; losses of
+//!   caches; stored responses; what answers taught. It goes to whoever listens at that moment, as a
+//!   [`Word`](fleet::Word), and is kept nowhere. Others are told by
+//!   [`Input::Heard`](engine::Input::Heard).
+//! - **Beats and leases.** Every second each says again what it has in hand, or at least that it
+//!   lives. Who is silent for 3 s is forgotten, with all that.
+//! - **Snapshots.** Updates are numbered. Who misses some, or was out of hearing, asks
+//!   [one that lives](engine::Engine::peer) by a [`Word`](fleet::Word), and is told everything in
+//!   [pages](engine::Engine::snapshot); who may not have been heard tells everything unasked.
+//! - **Logs.** What was placed where, which responses are stored, and how backends
+//!   [stand](engine::Engine::stand) is also kept beside the way, for one that starts when nobody
+//!   is there to ask; as much as [their caches hold](engine::Engine::kept_chunks). It is heard like
+//!   a snapshot.
+//! - **The link.** [`Input::Link`](engine::Input::Link) says whether what is told is heard. While
+//!   it is [lost](engine::Link::Lost) though there are others, an engine decides alone: among
+//!   backends that it would find about as good, a hash of how the prompt begins chooses, the same
+//!   in every proxy.
+//!
+//! Backends are known to all by a [hash of their address](fleet::BackendName). Whether one is up
+//! is not told: each sees that for itself.
+//!
 //! # Driving an exchange
 //!
 //! Tell it what happened, carry out all that it wants done, wait for what it is interested in:
@@ -92,6 +121,15 @@
 //! twice, in another order or not at all may worsen a choice and never fail a request. They
 //! introduce no backend and take none away. Whatever bytes came for a [`Word`](fleet::Word), no
 //! number in it is taken so far that those after it no longer count.
+//!
+//! **Invariant: what is told are states, never changes of states.** The later one counts, by its
+//! number, its generation or its stamp. So who heard the same, in whatever order and however often,
+//! knows the same, and who heard a snapshot knows as much as its teller;
+//! [`shared_hash`](engine::Engine::shared_hash) says whether it is so.
+//!
+//! **Invariant: nobody waits for another proxy.** To decide, an engine needs to hear nothing. What
+//! nobody comes for is gathered within bounds, and then the oldest is dropped and
+//! [counted](engine::Company::dropped).
 //!
 //! **Invariant: heads are sent from what was parsed,** never copied; what we do not understand we
 //! never forward.
