@@ -43,6 +43,10 @@ mod many;
 mod memory;
 #[path = "end_to_end/realtime.rs"]
 mod realtime;
+#[path = "end_to_end/redis_unusable.rs"]
+mod redis_unusable;
+#[path = "end_to_end/redis_urls.rs"]
+mod redis_urls;
 #[path = "end_to_end/relay.rs"]
 mod relay;
 #[path = "end_to_end/replicas.rs"]

@@ -124,13 +124,14 @@ impl Proxy {
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
         for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("VLLM_PXY_") {
+            if ["VLLM_PXY_", "SSL_CERT_"].iter().any(|one| name.to_string_lossy().starts_with(one))
+            {
                 command.env_remove(name);
             }
         }
         command.args(["server", "-L", "json", "--threads", "2", "-H", "127.0.0.1"]);
         if !options.contains(&"--redis") {
-            command.args(["--redis", "off"]);
+            command.env("VLLM_PXY_REDIS", "off");
         }
         command.args(["--runtime", runtime.name()]).args(options).args(upstreams);
         command.envs(variables.iter().copied());

@@ -51,8 +51,9 @@ impl RedisServer {
         self.kill();
         let port = self.port.to_string();
         let mut command = Command::new("redis-server");
-        command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
+        // A configuration file, where there is one, comes first.
         command.args(&self.options).current_dir(std::env::temp_dir());
+        command.args(["--port", &port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let child = command.spawn().expect("redis-server is installed (Debian: redis-server)");
         self.child = Some(child);
@@ -145,7 +146,7 @@ pub(crate) fn free_port() -> u16 {
 /// A way to a server that takes its time and can be cut.
 #[derive(Debug)]
 pub(crate) struct Relay {
-    port: u16,
+    address: SocketAddr,
     shared: Arc<Shared>,
 }
 
@@ -159,8 +160,13 @@ struct Shared {
 impl Relay {
     /// A way to that port on this machine.
     pub(crate) fn to(target: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback has ports");
-        let port = listener.local_addr().expect("it is bound").port();
+        Self::at((Ipv4Addr::LOCALHOST, 0).into(), target).expect("loopback has ports")
+    }
+
+    /// The same, from a place of one's choice.
+    pub(crate) fn at(address: SocketAddr, target: u16) -> io::Result<Self> {
+        let listener = TcpListener::bind(address)?;
+        let address = listener.local_addr()?;
         let shared = Arc::new(Shared::default());
         let relaying = Arc::clone(&shared);
         thread::spawn(move || {
@@ -176,12 +182,12 @@ impl Relay {
                 }
             }
         });
-        Self { port, shared }
+        Ok(Self { address, shared })
     }
 
     /// Where a proxy finds the server by this way.
     pub(crate) fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        format!("redis://{}/0", self.address)
     }
 
     /// From now on every byte takes so long, in both directions.

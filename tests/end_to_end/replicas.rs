@@ -201,7 +201,7 @@ fn databases_are_apart_and_ways_to_one_are_not(runtime: Runtime) {
 }
 
 /// Of an authority that nobody else trusts, whose key is gone: it vouches for 127.0.0.1, to 2120.
-fn certificate(name: &str) -> String {
+pub(crate) fn certificate(name: &str) -> String {
     format!("{}/../tests/end_to_end/tls/{name}.pem", env!("CARGO_MANIFEST_DIR"))
 }
 

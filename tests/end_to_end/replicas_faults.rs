@@ -234,32 +234,6 @@ fn the_user_may_not_hear_the_channel(runtime: Runtime) {
     );
 }
 
-fn the_rights_that_are_told_are_enough(runtime: Runtime) {
-    let redis = RedisServer::start(&[]);
-    let rights: Vec<_> = "ACL SETUSER someone on >open-sesame ~vllm-proxy:1:* resetchannels \
-                          &vllm-proxy:1:* +subscribe +publish +set +get +append +expire +rename \
-                          +del +client +info +select"
-        .split_whitespace()
-        .map(str::as_bytes)
-        .collect();
-    assert_eq!(redis.command(&rights), "+OK");
-    let backends = backends();
-    let url = redis.url().replace("redis://", "redis://someone:open-sesame@");
-    for url in [url.clone(), url.replace("/0", "/3")] {
-        let proxies = company(runtime, [&url; 2], &[&backends[0], &backends[1]]);
-        let traffic = Traffic::start(&proxies);
-        traffic.await_answers(SOME);
-        traffic.stop();
-        await_agreement(&proxies);
-        await_well(&proxies);
-        for proxy in &proxies {
-            proxy.await_entries("sharing with other proxies through Redis", 1);
-            let warned = [ALONE, UNUSABLE, UNKEPT];
-            assert!(warned.iter().all(|entry| proxy.entries(entry) == 0), "{}", proxy.told());
-        }
-    }
-}
-
 /// Fills every key with something that no proxy wrote.
 const FILL: &[u8] = b"for at, key in ipairs(redis.call('KEYS', '*')) do redis.call('DEL', key) \
                       if at % 2 == 0 then redis.call('LPUSH', key, 'hello') \
@@ -351,7 +325,6 @@ on_every_runtime![
     the_user_may_not_publish,
     the_user_may_not_subscribe,
     the_user_may_not_hear_the_channel,
-    the_rights_that_are_told_are_enough,
     redis_is_full_of_garbage,
     redis_is_far_away,
     one_proxy_loses_the_way_to_redis,
