@@ -121,7 +121,7 @@ impl Fleet {
         if let Some(index) = &mut self.index
             && tokens <= INSERTED_MAX
         {
-            index.merge_counter(id, of.index(), tokens);
+            index.merge_told_counter(id, of.index(), Place::FORGOTTEN.index(), tokens);
         }
     }
 

@@ -1413,3 +1413,27 @@ fn a_backend_is_at_home_at_one_of_those_that_live() {
     }
     net.finish_all();
 }
+
+/// Two tell how a backend stands, of which one has forgotten a proxy that the other still knows by
+/// its name: so many have come and gone. Who starts counts it once, whomever it hears first.
+#[rstest]
+#[case::who_forgot_is_heard_first([0, 1])]
+#[case::who_forgot_is_heard_last([1, 0])]
+fn who_is_forgotten_by_some_is_counted_once(#[case] order: [usize; 2]) {
+    let (gone, one, other) = (ProxyId(7), ProxyId(8), ProxyId(9));
+    let stands = [
+        (Vec::from([(one, 10)]), 1_000_010),
+        (Vec::from([(one, 10), (other, 5), (gone, 1_000_000)]), 1_000_015),
+    ];
+    let mut net = Net::new(1);
+    let id = net.backend(0, 3);
+    for at in [order, order].concat() {
+        let (counters, inserted_tokens) = stands[at].clone();
+        let clock = Some(Clock { counters, inserted_tokens, fresh_tokens: 0 });
+        let about = About { clock, ..About::of(BackendName::of(&spec(0, 3).address), 0) };
+        let (about, lengths) = (Vec::from([about]), Vec::new());
+        net.hear(0, &Update { proxy: ProxyId(50), number: 0, about, lengths });
+    }
+    let index = net.rigs[0].engine.fleet.index.as_ref().expect("it has one");
+    assert_eq!(index.clock(id), 1_000_015);
+}

@@ -16,6 +16,27 @@ impl PrefixIndex {
         self.raise_counter(backend, proxy, inserted_tokens, known);
     }
 
+    /// The same, told by a third. What `rest` stands for may have held it until now, as who told of
+    /// that did not know the proxy any more: it is taken from there, since a clock that runs ahead by
+    /// all that one proxy ever inserted makes everything old, for all who then hear of that clock.
+    /// If it was not there, the clock is behind until it is [heard of](Self::merge_clock).
+    pub fn merge_told_counter(
+        &mut self,
+        backend: BackendId,
+        proxy: usize,
+        rest: usize,
+        tokens: u64,
+    ) {
+        if let Some(at) = self.slot(backend)
+            && let Ok([counter, rest]) = self.counters[at].get_disjoint_mut([proxy, rest])
+            && *counter == 0
+        {
+            *counter = tokens.min(*rest);
+            *rest -= *counter;
+        }
+        self.merge_counter(backend, proxy, tokens);
+    }
+
     /// The same of a proxy that was listened to from its start, so that all it inserted is new.
     pub fn merge_whole_counter(&mut self, backend: BackendId, proxy: usize, inserted_tokens: u64) {
         self.raise_counter(backend, proxy, inserted_tokens, true);
