@@ -1437,3 +1437,23 @@ fn who_is_forgotten_by_some_is_counted_once(#[case] order: [usize; 2]) {
     let index = net.rigs[0].engine.fleet.index.as_ref().expect("it has one");
     assert_eq!(index.clock(id), 1_000_015);
 }
+
+/// An index with little in it is told in a few pages.
+#[test]
+fn pages_of_a_snapshot_are_full() {
+    let mut net = Net::new(1);
+    for number in 0..40 {
+        net.send(0, &prompt(number, 20), true);
+    }
+    net.finish_all();
+    let (mut page, mut counts) = (Some(Page::FIRST), Vec::new());
+    while let Some(from) = page {
+        let (update, next) = net.rigs[0].engine.snapshot(from).expect("it shares");
+        let placed = update.about.iter().flat_map(|about| &about.placed);
+        counts.push(placed.map(|placed| placed.chunks.len()).sum::<usize>());
+        page = next;
+    }
+    let told = counts.iter().filter(|count| **count > 0).count();
+    assert!(counts.iter().all(|count| *count < 384), "{counts:?}");
+    assert!(counts.iter().sum::<usize>() >= 40 * 15 && told <= 20, "{counts:?}");
+}
