@@ -61,7 +61,12 @@ fn heard(way: &Way, payload: &[u8]) {
         Ok(Word::Update(update)) if update.proxy == way.own => {
             way.echo(update.number, Instant::now());
         }
-        Ok(Word::Update(update)) => way.shared.tell(Input::Heard(&update)),
+        Ok(Word::Update(update)) => {
+            if update.number == 0 {
+                way.answers(update.proxy);
+            }
+            way.shared.tell(Input::Heard(&update));
+        }
         Ok(Word::Ask { from, to }) if to == way.own && from != way.own => way.asked(),
         Ok(Word::Ask { .. }) => {}
         Err(_) => way.unreadable(),

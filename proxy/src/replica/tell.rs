@@ -19,7 +19,8 @@ const GAP: Duration = Duration::from_millis(4);
 const LOOK: Duration = Duration::from_millis(500);
 
 /// Pages of a snapshot in a batch: 2,048 chunks. A full index of 64 MiB takes 6 s, in which who
-/// hears it is busy with it for a tenth of a core.
+/// hears it is busy with it for a tenth of a core. Where there are others, each takes as many times
+/// longer, as all may tell at the same time, and Redis carries it to all.
 const PAGES: usize = 8;
 
 /// Pages looked at for a batch, empty ones among them. Each takes some microseconds of the engine.
@@ -53,6 +54,8 @@ struct Telling<'a> {
     /// The next page of the snapshot that is being told, and whether another is to follow.
     page: Option<Page>,
     again: bool,
+    /// When the next pages may be told.
+    pages_from: Instant,
     /// Room for a batch.
     batch: Vec<u8>,
     word: Vec<u8>,
@@ -73,7 +76,8 @@ impl<'a> Telling<'a> {
             connection.send_packed_command(&off).during("CLIENT REPLY")?;
         }
         let (page, again, batch) = (None, false, Vec::new());
-        Ok(Self { way, connection, replies, silences, page, again, batch, word })
+        let pages_from = Instant::now();
+        Ok(Self { way, connection, replies, silences, page, again, pages_from, batch, word })
     }
 
     /// Until the connection fails, or falls silent.
@@ -105,15 +109,26 @@ impl<'a> Telling<'a> {
         }
         if orders.ask {
             match self.engine(|engine| engine.peer()) {
-                Some(to) => words += self.add(&Word::Ask { from: self.way.own, to }),
+                Some(to) => {
+                    self.way.asks(to, Instant::now());
+                    words += self.add(&Word::Ask { from: self.way.own, to });
+                }
                 None => self.way.unasked(),
             }
         }
         // One that is under way may have passed what is asked for.
         self.again |= orders.snapshot;
-        if self.page.is_none() && std::mem::take(&mut self.again) {
-            self.page = Some(Page::FIRST);
+        let now = Instant::now();
+        if self.page.is_none() && self.again && self.way.tells_all(now) {
+            (self.page, self.again) = (Some(Page::FIRST), false);
         }
+        words + if self.page.is_some() && now >= self.pages_from { self.tell_pages(now) } else { 0 }
+    }
+
+    /// Puts some pages of the snapshot into the batch and says how many.
+    fn tell_pages(&mut self, now: Instant) -> usize {
+        let others = self.engine(|engine| engine.company()).alive;
+        self.pages_from = now + GAP * u32::try_from(others).unwrap_or(0);
         let mut pages = 0;
         for _ in 0..LOOKS {
             let Some(page) = self.page.filter(|_| pages < PAGES) else { break };
@@ -124,7 +139,7 @@ impl<'a> Telling<'a> {
             let full = update.filter(|update| !update.about.is_empty());
             pages += full.map_or(0, |update| self.add(&Word::Update(update)));
         }
-        words + pages
+        pages
     }
 
     fn engine<T>(&self, visit: impl FnOnce(&mut Engine) -> T) -> T {

@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant as SystemInstant};
 use vllm_proxy_core::config::Config;
 use vllm_proxy_core::engine::{Company, Engine, Input, Lend, Output};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Update, Word};
 use vllm_proxy_core::rng::mix;
 use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
@@ -362,4 +362,96 @@ fn a_newcomer_is_warm_though_nobody_is_there(#[case] fault: fn(&mut RedisServer)
     until("it knows what was kept", || newcomer.entries() == proxies[0].entries());
     println!("warm after {:?}", start.elapsed());
     assert_eq!(ask(&newcomer, 40), placed);
+}
+
+/// Listens to what is published.
+fn listen(server: &RedisServer, mut heard: impl FnMut(Word) -> bool) {
+    let Ok(Redis::At(url)) = Redis::parse(&server.url()) else { panic!("it is one") };
+    let mut connection = connect::connect(&url).expect("it is there");
+    let mut subscription = connection.as_pubsub();
+    subscription.subscribe("vllm-proxy:1:0").expect("anybody may");
+    loop {
+        let message = subscription.get_message().expect("something is always told");
+        if let Ok(word) = Word::decode(message.get_payload_bytes())
+            && !heard(word)
+        {
+            return;
+        }
+    }
+}
+
+fn publish(server: &RedisServer, word: &Word) {
+    let mut bytes = Vec::new();
+    word.encode(&mut bytes);
+    server.command(&[b"PUBLISH", b"vllm-proxy:1:0", &bytes]);
+}
+
+fn sign_of_life(proxy: u64, number: u64) -> Word {
+    let (about, lengths) = (Vec::new(), Vec::new());
+    Word::Update(Update { proxy: ProxyId(proxy), number, about, lengths })
+}
+
+/// However many ask, and however often.
+#[test]
+fn all_is_not_told_all_the_time() {
+    let server = RedisServer::start(&[]);
+    let proxies = three([&server.url(), &server.url(), &server.url()]);
+    agree(&proxies);
+    let (mut told, mut asker) = (Vec::new(), 0);
+    listen(&server, |word| {
+        // How the backends stand is told once with each snapshot.
+        if let Word::Update(update) = &word
+            && update.proxy == ProxyId(0xa1)
+            && update.about.first().is_some_and(|about| about.clock.is_some())
+        {
+            told.push(SystemInstant::now());
+        }
+        asker += 1;
+        publish(&server, &Word::Ask { from: ProxyId(asker), to: ProxyId(0xa1) });
+        told.len() < 2
+    });
+    assert!(told[1] - told[0] > Duration::from_secs(4), "all was told again within {told:?}");
+}
+
+/// One that has just died is asked, too, as nobody knows.
+#[test]
+fn who_does_not_answer_is_not_waited_for() {
+    let server = RedisServer::start(&[]);
+    let knowing = Proxy::start(&server.url(), 0xa1);
+    let placed: Vec<_> = (0..40).map(|text| (knowing.serve(text, 30), true)).collect();
+    until("it is kept", || kept(&server, &knowing) >= 40 * 29 * 8);
+    server.command(&[b"FLUSHALL"]);
+    let newcomer = Proxy::start(&server.url(), 0xb1);
+    let mut number = 0;
+    until("it hears the one that dies first", || {
+        number += 1;
+        publish(&server, &sign_of_life(0xdead, number));
+        newcomer.engine(|engine| engine.peer()) == Some(ProxyId(0xdead))
+    });
+    until("it knows what another told it", || newcomer.hash() == knowing.hash());
+    assert_eq!(ask(&newcomer, 40), placed);
+}
+
+/// Who listens again at once was never alone.
+#[test]
+fn a_subscription_that_breaks_now_and_then_is_no_loss() {
+    let server = RedisServer::start(&[]);
+    let proxies = three([&server.url(), &server.url(), &server.url()]);
+    until("all know that they are connected", || proxies.iter().all(connected));
+    let end = SystemInstant::now() + Duration::from_secs(4);
+    let mut text = 0;
+    while SystemInstant::now() < end {
+        server.command(&[b"CLIENT", b"KILL", b"TYPE", b"pubsub"]);
+        let pause = SystemInstant::now() + Duration::from_millis(500);
+        while SystemInstant::now() < pause {
+            text += 1;
+            proxies[0].serve(text, 3);
+            assert!(proxies.iter().all(connected), "one says that it is cut off");
+        }
+    }
+    agree(&proxies);
+}
+
+fn connected(proxy: &Proxy) -> bool {
+    proxy.engine(|engine| engine.reported().is_some_and(|report| report.connected))
 }

@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::mem::discriminant;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use vllm_proxy_core::engine::{Company, Input, Lend, Link, ReplicaReport};
+use vllm_proxy_core::engine::{Company, Engine, Input, Lend, Link, ReplicaReport};
 use vllm_proxy_core::fleet::ProxyId;
 
 /// How long own words may not come back before the way counts as lost. They are told once a second
@@ -21,6 +21,14 @@ const SILENCE_MAX: Duration = Duration::from_secs(3);
 
 /// How often another proxy is asked for all that it knows, at most.
 const ASK_GAP: Duration = Duration::from_secs(5);
+
+/// How long whoever is asked may take to begin to answer: he may have told all just before.
+const ANSWER_MAX: Duration = Duration::from_secs(7);
+
+/// How often this proxy tells all that it knows, at most, however many ask and however often
+/// connections break. Else what many tell at once could make Redis drop the connections of those
+/// who cannot read it as fast, upon which all would be told again, without end.
+const SNAPSHOT_GAP: Duration = Duration::from_secs(5);
 
 /// How often the engine is told of the way though nothing changed.
 const REPORT_GAP: Duration = Duration::from_secs(1);
@@ -63,6 +71,8 @@ struct State {
     subscribed: Option<Instant>,
     /// When an own word last came back, on this subscription.
     echo: Option<Instant>,
+    /// The same on the one before, which broke.
+    echo_before: Option<Instant>,
     /// An own word that is on its way, and since when.
     sent: Option<(u64, Instant)>,
     lag: Option<Duration>,
@@ -71,6 +81,12 @@ struct State {
     silences: u64,
     orders: Orders,
     asked: Option<Instant>,
+    /// Who was asked and has told nothing yet.
+    awaited: Option<(ProxyId, Instant)>,
+    /// Whether a subscription broke, so that what came meanwhile is missed.
+    lapsed: bool,
+    /// When a snapshot was begun.
+    told_all: Option<Instant>,
     company: Company,
     trouble: BTreeMap<Part, String>,
     lost_batches: u64,
@@ -98,7 +114,7 @@ impl Way {
     /// The subscription holds: what is published from now on comes here.
     pub(super) fn subscribed(&self, now: Instant) {
         let mut state = self.lock();
-        (state.subscribed, state.echo) = (Some(now), None);
+        state.subscribed = Some(now);
         state.trouble.remove(&Part::Hear);
     }
 
@@ -106,7 +122,12 @@ impl Way {
     pub(super) fn trouble(&self, part: Part, reason: String, now: Instant) {
         let mut state = self.lock();
         if part == Part::Hear {
-            (state.subscribed, state.echo) = (None, None);
+            state.subscribed = None;
+            // One that is soon replaced leaves the way whole.
+            if let Some(echo) = state.echo.take() {
+                state.echo_before = Some(echo);
+                state.lapsed = true;
+            }
         }
         let news = state.trouble.insert(part, reason.clone()) != Some(reason);
         if news {
@@ -191,6 +212,27 @@ impl Way {
         self.lock().orders.ask = true;
     }
 
+    /// This proxy is being asked.
+    pub(super) fn asks(&self, proxy: ProxyId, now: Instant) {
+        self.lock().awaited = Some((proxy, now));
+    }
+
+    /// A proxy tells a part of all that it knows.
+    pub(super) fn answers(&self, proxy: ProxyId) {
+        let mut state = self.lock();
+        state.awaited = state.awaited.filter(|(awaited, _)| *awaited != proxy);
+    }
+
+    /// Whether all may be told now; if so, it is.
+    pub(super) fn tells_all(&self, now: Instant) -> bool {
+        let mut state = self.lock();
+        let may = state.told_all.is_none_or(|last| now.duration_since(last) >= SNAPSHOT_GAP);
+        if may {
+            state.told_all = Some(now);
+        }
+        may
+    }
+
     /// How often the way fell silent: a connection that was made before it last did may be dead.
     pub(super) fn silences(&self) -> u64 {
         self.lock().silences
@@ -205,7 +247,8 @@ impl Way {
         // Just subscribed: not known yet.
         let link = link.or(state.link);
         if silent && state.subscribed.take().is_some() {
-            (state.echo, state.silences) = (None, state.silences + 1);
+            (state.echo, state.echo_before) = (None, None);
+            state.silences += 1;
         }
         let changed = state.link != link;
         state.link = link;
@@ -214,7 +257,7 @@ impl Way {
             // may have missed what was said here.
             state.orders.ask = true;
             state.orders.snapshot |= state.others;
-            state.asked = Some(now);
+            (state.asked, state.lapsed) = (Some(now), false);
             state.others = true;
         }
         let due = state.reported.is_none_or(|last| now.duration_since(last) >= REPORT_GAP);
@@ -236,18 +279,31 @@ impl Way {
         !silent
     }
 
-    /// What was missed is asked for, what was dropped is told by a snapshot.
+    /// What was missed is asked for, of another if who was asked is gone; what was dropped is told
+    /// by a snapshot.
     fn mind(&self, now: Instant) {
-        let company = (&*self.shared as &dyn Lend).with(|engine| engine.company());
+        let asks = |engine: &mut Engine| (engine.company(), engine.peer());
+        let (company, peer) = (&*self.shared as &dyn Lend).with(asks);
         let mut state = self.lock();
         state.orders.snapshot |= company.dropped > state.company.dropped;
+        state.company.dropped = company.dropped;
+        let unanswered = state.awaited.is_some_and(|(proxy, asked)| {
+            peer != Some(proxy) || now.duration_since(asked) >= ANSWER_MAX
+        });
         let patient = state.asked.is_some_and(|asked| now.duration_since(asked) < ASK_GAP);
-        if company.missed > state.company.missed && !patient {
+        // Others may have been deaf at the same time: by now they hear again.
+        let listens = |since| now.duration_since(since) >= REPORT_GAP;
+        let lapsed = state.lapsed && state.subscribed.is_some_and(listens);
+        if lapsed {
+            state.lapsed = false;
+            state.orders.snapshot = true;
+        }
+        let missed = company.missed > state.company.missed;
+        if unanswered || lapsed || (missed && !patient) {
             state.orders.ask = true;
-            state.asked = Some(now);
+            (state.asked, state.awaited) = (Some(now), None);
             state.company.missed = company.missed;
         }
-        state.company.dropped = company.dropped;
     }
 
     fn log(&self, entry: &Entry) {
@@ -273,7 +329,7 @@ impl Way {
 impl State {
     /// Whether own words do not come back.
     fn is_silent(&self, now: Instant) -> bool {
-        match self.echo.or(self.subscribed) {
+        match self.echo.or(self.subscribed).max(self.echo_before) {
             Some(heard) => now.duration_since(heard) > SILENCE_MAX,
             // Whoever tries to listen for the first time knows soon whether it can, however soon
             // another part is in trouble.
