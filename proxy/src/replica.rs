@@ -33,6 +33,7 @@
 //! | string `vllm-proxy:1:kept:{backend}`, and `..:old` | the logs, see [`keep`] |
 //! | string `vllm-proxy:1:kept` | a mark that the logs are as they were left |
 //! | string `vllm-proxy:1:probe:{proxy}` | nothing, for a moment: what the user may do is tried |
+//! | string `vllm-proxy:1:kept:mending` | who appends all it knows, for as long as that takes |
 
 mod connect;
 mod hear;

@@ -13,7 +13,8 @@
 //!
 //! **Mended.** A mark beside the logs tells whether all of them were lost (FLUSHALL, another
 //! server): whoever sets it anew appends all it knows. One log that was lost (evicted) is noticed
-//! by the length that APPEND returns.
+//! by the length that APPEND returns. Proxies mend one after another: what several append in turns
+//! fills the logs with the same parts, and pushes out the others.
 
 use super::connect::{During, Pauses, Trouble, connect, reason};
 use super::way::{Part, Way};
@@ -38,11 +39,18 @@ const RENEWAL: Duration = Duration::from_secs(600);
 /// How long Redis keeps what nobody renews, in seconds.
 const LIFE: u32 = 86_400;
 
+/// How long whoever mends and is heard of no more keeps others from it, in seconds.
+const TURN: u32 = 10;
+
 /// Chunks that wait to be appended, as many as the engine lets wait: 512 KB.
 const CHUNKS_MAX: usize = 1 << 16;
 
 /// No log has a lower limit, in bytes: one of few chunks would be renamed all the time.
 const LIMIT_MIN: u64 = 32 << 10;
+
+/// No log has a higher limit, whatever a backend says of its cache: Redis takes no string of more
+/// than 512 MiB, and whoever starts reads 32 logs at once.
+const LIMIT_MAX: u64 = 16 << 20;
 
 /// Bytes of a log for each chunk of a cache: twice as many as its hash has.
 const CHUNK_BYTES: u64 = 16;
@@ -147,6 +155,10 @@ impl<'a> Keeping<'a> {
         let mut connection = connect(&self.way.url)?;
         self.look_at_permissions(&mut connection)?;
         self.marked = None;
+        // What it was about to append may be lost: all of it again, when its turn comes.
+        if self.page.take().is_some() {
+            self.lose_all();
+        }
         loop {
             self.read_new(&mut connection)?;
             self.look_at_mark(&mut connection)?;
@@ -271,7 +283,17 @@ impl<'a> Keeping<'a> {
 
     /// Appends all that is known of backends whose logs lack something, a part of it each time.
     fn mend(&mut self, connection: &mut Connection) -> Result<(), Trouble> {
-        if self.page.is_none() && !self.lost.is_empty() {
+        if self.page.is_none() && self.lost.is_empty() {
+            return Ok(());
+        }
+        if self.page.is_some() {
+            command("EXPIRE").arg(MENDING).arg(TURN).exec(connection).during("EXPIRE")?;
+        } else {
+            let own = format!("{:016x}", self.way.own.0);
+            let set = command("SET").arg(MENDING).arg(own).arg("NX").arg("EX").arg(TURN).take();
+            if set.query::<Value>(connection).during("SET")? != Value::Okay {
+                return self.wait_for_turn(connection);
+            }
             self.mending = std::mem::take(&mut self.lost);
             self.page = Some(Page::FIRST);
         }
@@ -285,7 +307,26 @@ impl<'a> Keeping<'a> {
             let of_these = |about: &About| self.mending.contains(&about.backend);
             abouts.extend(told.into_iter().filter(|about| size(about) > 0 && of_these(about)));
         }
-        self.append(connection, abouts)
+        self.append(connection, abouts)?;
+        if self.page.is_none() {
+            command("DEL").arg(MENDING).exec(connection).during("DEL")?;
+        }
+        Ok(())
+    }
+
+    /// Another one mends, unless what is there is nobody's name, and would be there for ever.
+    fn wait_for_turn(&self, connection: &mut Connection) -> Result<(), Trouble> {
+        let who = match command("GET").arg(MENDING).query::<Option<Vec<u8>>>(connection) {
+            Ok(who) => who,
+            Err(error) if error.code() == Some("WRONGTYPE") => Some(Vec::new()),
+            Err(error) => return Err(error).during("GET"),
+        };
+        let is_name = |who: Vec<u8>| who.len() == 16 && who.iter().all(u8::is_ascii_hexdigit);
+        if who.is_some_and(|who| !is_name(who)) {
+            self.way.unreadable();
+            command("DEL").arg(MENDING).exec(connection).during("DEL")?;
+        }
+        Ok(())
     }
 
     fn append(
@@ -304,41 +345,59 @@ impl<'a> Keeping<'a> {
         if frames.is_empty() {
             return Ok(());
         }
-        let append = |(name, frame): &(BackendName, Vec<u8>)| {
-            command("APPEND").arg(key(*name)).arg(frame).take()
-        };
-        let commands: Vec<_> = frames.iter().map(append).collect();
-        let replies = ask(connection, &commands)?;
-        for ((name, frame), reply) in frames.iter().zip(replies) {
-            match reply {
-                Ok(Value::Int(after)) => {
-                    self.appended(connection, *name, frame.len() as u64, after.unsigned_abs())?;
+        let of_one = |one: &(BackendName, _), other: &(BackendName, _)| one.0 == other.0;
+        let mut commands = Vec::new();
+        for frames in frames.chunk_by(of_one) {
+            let key = key(frames[0].0);
+            let append = |(_, frame): &(_, Vec<u8>)| command("APPEND").arg(&key).arg(frame).take();
+            commands.extend(frames.iter().map(append));
+            // At once: it may be new, and nobody else may ever look after it.
+            commands.push(command("EXPIRE").arg(&key).arg(LIFE).take());
+        }
+        let mut replies = ask(connection, &commands)?.into_iter();
+        for frames in frames.chunk_by(of_one) {
+            let name = frames[0].0;
+            let limit = self.limit(name);
+            let (mut is_full, mut begins) = (false, false);
+            for ((_, frame), reply) in frames.iter().zip(replies.by_ref()) {
+                match reply {
+                    Ok(Value::Int(after)) => {
+                        let after = after.unsigned_abs();
+                        let before = after.saturating_sub(frame.len() as u64);
+                        // Of all who append, one carries it over.
+                        is_full |= after / limit > before / limit;
+                        begins |= before == 0;
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.code() == Some("WRONGTYPE") => {
+                        self.lost.insert(name);
+                        command("DEL").arg(key(name)).exec(connection).during("DEL")?;
+                    }
+                    Err(error) => return Err(error).during("APPEND"),
                 }
-                Ok(_) => {}
-                Err(error) if error.code() == Some("WRONGTYPE") => {
-                    self.lost.insert(*name);
-                    command("DEL").arg(key(*name)).exec(connection).during("DEL")?;
-                }
-                Err(error) => return Err(error).during("APPEND"),
             }
+            replies.next().transpose().during("EXPIRE")?;
+            self.appended(connection, name, is_full, begins)?;
         }
         Ok(())
     }
 
-    /// A log is `after` bytes long, by so many of ours.
+    /// Bytes after which a log is full.
+    fn limit(&self, name: BackendName) -> u64 {
+        let chunks = self.engine(|engine| engine.kept_chunks(name)).unwrap_or(0);
+        chunks.saturating_mul(CHUNK_BYTES).clamp(LIMIT_MIN, LIMIT_MAX)
+    }
+
+    /// A log got longer. It is renamed once, whatever was appended together: what another has begun
+    /// since must not replace what was just put aside.
     fn appended(
         &mut self,
         connection: &mut Connection,
         name: BackendName,
-        bytes: u64,
-        after: u64,
+        is_full: bool,
+        begins: bool,
     ) -> Result<(), Trouble> {
-        let before = after.saturating_sub(bytes);
-        let chunks = self.engine(|engine| engine.kept_chunks(name)).unwrap_or(0);
-        let limit = chunks.saturating_mul(CHUNK_BYTES).max(LIMIT_MIN);
-        // Of all who append, one carries it over.
-        let full = after / limit > before / limit;
-        if full {
+        if is_full {
             let rename = command("RENAME").arg(key(name)).arg(old_key(name)).take();
             // If it is not there, another did, whose limit is lower.
             match ask(connection, &[rename])?.pop() {
@@ -347,15 +406,14 @@ impl<'a> Keeping<'a> {
             }
         }
         let renewed = self.renewed.get(&name).is_some_and(|last| last.elapsed() < RENEWAL);
-        if before > 0 && !full && renewed {
+        if !begins && !is_full && renewed {
             return Ok(());
         }
         self.renewed.insert(name, Instant::now());
-        let expire = |key: String| command("EXPIRE").arg(key).arg(LIFE).take();
-        let replies = ask(connection, &[expire(key(name)), expire(old_key(name))])?;
-        let replies: Vec<_> = replies.into_iter().collect::<RedisResult<_>>().during("EXPIRE")?;
+        let expire = command("EXPIRE").arg(old_key(name)).arg(LIFE).take();
+        let is_there: bool = expire.query(connection).during("EXPIRE")?;
         // It begins here, and none was renamed: it is new, or it was lost.
-        if before == 0 && !full && replies.last() == Some(&Value::Int(0)) {
+        if begins && !is_full && !is_there {
             self.lost.insert(name);
         }
         Ok(())
@@ -416,6 +474,9 @@ fn frames(log: &[u8]) -> impl Iterator<Item = Option<&[u8]>> {
 }
 
 const MARK: &str = "vllm-proxy:1:kept";
+
+/// Who mends.
+const MENDING: &str = "vllm-proxy:1:kept:mending";
 
 /// Where a backend's log is.
 pub(super) fn key(name: BackendName) -> String {

@@ -34,7 +34,10 @@ struct Proxy {
 
 impl Proxy {
     fn start(url: &str, id: u64) -> Self {
-        let index_memory = 1 << 20;
+        Self::with_index(url, id, 1 << 20)
+    }
+
+    fn with_index(url: &str, id: u64, index_memory: usize) -> Self {
         let config = Config { upstreams: 1, index_memory, proxy: Some(id), ..Config::default() };
         let clock = Clock::since(SystemInstant::now());
         let (shared, orders) = SharedEngine::new(Engine::new(config, id, clock.now()), clock);
@@ -264,9 +267,13 @@ fn garbage_does_no_harm() {
             server.command(&[b"SET", key.as_bytes(), b"hello, this is nothing at all"]);
         }
     }
+    server.command(&[b"SET", b"vllm-proxy:1:kept:mending", b"hello"]);
     settle(&proxies, open);
     settle(&proxies, traffic(&proxies, 1_000));
     agree(&proxies);
+    until("the logs are mended", || {
+        server.command(&[b"GET", b"vllm-proxy:1:kept:mending"]) != "hello"
+    });
     until("garbage is counted", || {
         proxies
             .iter()
@@ -454,4 +461,47 @@ fn a_subscription_that_breaks_now_and_then_is_no_loss() {
 
 fn connected(proxy: &Proxy) -> bool {
     proxy.engine(|engine| engine.reported().is_some_and(|report| report.connected))
+}
+
+/// Waits until nobody appends anything more for so long: nobody says when all is kept.
+fn settled(server: &RedisServer, proxy: &Proxy, quiet: Duration) {
+    let (mut last, mut since) = (0, SystemInstant::now());
+    until("all is kept", || {
+        let now = kept(server, proxy);
+        if now != last {
+            (last, since) = (now, SystemInstant::now());
+        }
+        now > 0 && since.elapsed() > quiet
+    });
+}
+
+/// Those who all find their connections broken all append all they know. What each appends is half
+/// of a log, and all together several logs.
+#[test]
+fn many_that_mend_the_logs_leave_them_whole() {
+    let server = RedisServer::start(&[]);
+    let relay = Relay::to(server.port());
+    let url = relay.url();
+    // So large that nobody appends all in one go.
+    let proxies: Vec<_> = (0..6).map(|at| Proxy::with_index(&url, 0xa0 + at, 32 << 20)).collect();
+    agree(&proxies);
+    let chunks = |engine: &mut Engine| {
+        engine.names().filter_map(|name| engine.kept_chunks(name)).sum::<u64>()
+    };
+    let texts = proxies[0].engine(chunks) / 31;
+    for text in 0..texts {
+        proxies[0].serve(text, 30);
+    }
+    agree(&proxies);
+    settled(&server, &proxies[0], Duration::from_secs(1));
+    server.command(&[b"CLIENT", b"KILL", b"TYPE", b"normal"]);
+    // Each finds that out when it has something to append.
+    for (proxy, text) in proxies.iter().zip(1 << 40..) {
+        proxy.serve(text, 2);
+    }
+    agree(&proxies);
+    settled(&server, &proxies[0], Duration::from_secs(3));
+    relay.cut();
+    let newcomer = Proxy::with_index(&server.url(), 0xb1, 32 << 20);
+    until("it knows what was kept", || newcomer.hash() == proxies[0].hash());
 }
