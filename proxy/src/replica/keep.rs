@@ -17,6 +17,7 @@
 //! fills the logs with the same parts, and pushes out the others.
 
 use super::connect::{During, Pauses, Trouble, connect, reason};
+use super::hear::in_parts;
 use super::way::{Part, Way};
 use redis::{Cmd, Connection, RedisError, RedisResult, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -239,7 +240,7 @@ impl<'a> Keeping<'a> {
         for frame in frames(log) {
             match frame.map(Update::decode) {
                 Some(Ok(update)) if update.number == 0 && update.proxy != self.way.own => {
-                    self.way.shared.tell(Input::Heard(&update));
+                    in_parts(update, |part| self.way.shared.tell(Input::Heard(part)));
                     words += 1;
                 }
                 // What a proxy of another version kept is for others of its kind.

@@ -18,7 +18,8 @@ use alloc::vec::Vec;
 /// snapshot tells the others all of it.
 const PLACED_MAX: usize = 1 << 16;
 
-/// Chunks of one update. Whoever hears them looks up each, in 20 us together.
+/// Chunks of one update. Whoever hears them looks up each: 20 us together, and 0.3 ms if its index
+/// is full, which is why it hears them in parts.
 pub(super) const CHUNKS_MAX: usize = 512;
 
 /// Backends of one update, so that neither making nor hearing one takes longer than that.
