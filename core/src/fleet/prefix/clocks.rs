@@ -17,9 +17,10 @@ impl PrefixIndex {
     }
 
     /// The same, told by a third. What `rest` stands for may have held it until now, as who told of
-    /// that did not know the proxy any more: it is taken from there, since a clock that runs ahead by
-    /// all that one proxy ever inserted makes everything old, for all who then hear of that clock.
-    /// If it was not there, the clock is behind until it is [heard of](Self::merge_clock).
+    /// that did not know the proxy any more: it is taken from there, since a clock that runs ahead
+    /// by all that one proxy ever inserted makes everything old, for all who then hear of that
+    /// clock. If it was not there, the clock is behind until it is
+    /// [heard of](Self::merge_clock).
     pub fn merge_told_counter(
         &mut self,
         backend: BackendId,
