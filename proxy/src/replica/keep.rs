@@ -16,17 +16,21 @@
 //! by the length that APPEND returns. Proxies mend one after another: what several append in turns
 //! fills the logs with the same parts, and pushes out the others.
 
+mod waiting;
+
+pub(super) use waiting::Kept;
+
 use super::connect::{During, Pauses, Trouble, connect, reason};
 use super::hear::in_parts;
 use super::way::{Part, Way};
 use redis::{Cmd, Connection, RedisError, RedisResult, Value};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
-use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 use vllm_proxy_core::engine::{Engine, Input, Lend, Page};
 use vllm_proxy_core::fleet::{About, BackendName, Update, UpdateError};
+use waiting::{Waiting, size};
 
 /// Between two looks at what there is to append.
 const TICK: Duration = Duration::from_millis(200);
@@ -42,9 +46,6 @@ const LIFE: u32 = 86_400;
 
 /// How long whoever mends and is heard of no more keeps others from it, in seconds.
 const TURN: u32 = 10;
-
-/// Chunks that wait to be appended, as many as the engine lets wait: 512 KB.
-const CHUNKS_MAX: usize = 1 << 16;
 
 /// No log has a lower limit, in bytes: one of few chunks would be renamed all the time.
 const LIMIT_MIN: u64 = 32 << 10;
@@ -64,48 +65,6 @@ const PAGES: usize = 64;
 
 /// Logs read in one go.
 const LOGS: usize = 16;
-
-/// What waits to be appended.
-#[derive(Debug, Default)]
-pub(super) struct Kept(Mutex<Waiting>);
-
-#[derive(Debug, Default)]
-struct Waiting {
-    abouts: VecDeque<About>,
-    chunks: usize,
-    /// Whether something was dropped: a snapshot mends it.
-    dropped: bool,
-}
-
-impl Kept {
-    /// This proxy tells others so. What of it must be kept waits for the next tick; if Redis takes
-    /// nothing, the oldest is dropped.
-    pub(super) fn note(&self, update: &Update) {
-        let lasting = |about: &&About| !about.placed.is_empty() || !about.owned.is_empty();
-        let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for about in update.about.iter().filter(lasting) {
-            let (placed, owned) = (about.placed.clone(), about.owned.clone());
-            waiting.chunks += size(about);
-            let base = About::of(about.backend, about.generation);
-            waiting.abouts.push_back(About { placed, owned, ..base });
-        }
-        while waiting.chunks > CHUNKS_MAX
-            && let Some(oldest) = waiting.abouts.pop_front()
-        {
-            waiting.chunks -= size(&oldest);
-            waiting.dropped = true;
-        }
-    }
-
-    fn take(&self) -> Waiting {
-        std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
-/// Hashes in it.
-fn size(about: &About) -> usize {
-    about.placed.iter().map(|placed| placed.chunks.len()).sum::<usize>() + about.owned.len()
-}
 
 /// Keeps for as long as the process runs.
 pub(super) fn run(way: &Way) {
