@@ -166,9 +166,10 @@ impl Way {
         }
     }
 
-    /// Whether what is published comes back.
+    /// Whether what is published comes back, and did so on this subscription.
     pub(super) fn is_whole(&self) -> bool {
-        self.lock().link == Some(Link::Whole)
+        let state = self.lock();
+        state.link == Some(Link::Whole) && state.echo.is_some()
     }
 
     /// Whether it is not known yet if the way is whole, and would be now.
