@@ -214,6 +214,7 @@ impl<'a> World<'a> {
             }
             Kind::Link => self.link(),
             Kind::Mishap => self.mishap(which),
+            Kind::Connect => self.connect(which),
             Kind::Hear => {
                 if let Some(letter) = self.post.arrive(which) {
                     self.receive(&letter);

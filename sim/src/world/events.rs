@@ -17,6 +17,8 @@ pub(super) enum Kind {
     Link,
     /// Something happens to Redis or to a proxy.
     Mishap,
+    /// A proxy tries to connect to Redis.
+    Connect,
     /// A proxy wanted to be called.
     Proxy,
     /// A proxy hears a word of another.
@@ -85,6 +87,7 @@ impl Events {
             | Kind::Fault
             | Kind::Link
             | Kind::Mishap
+            | Kind::Connect
             | Kind::Tell
             | Kind::Keep
             | Kind::Look

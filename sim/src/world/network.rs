@@ -63,6 +63,8 @@ pub(super) enum Parcel {
 #[derive(Clone, Debug)]
 pub(super) struct Letter {
     pub(super) to: usize,
+    /// Over which of its connections.
+    pub(super) connection: (u64, usize),
     pub(super) parcel: Rc<Parcel>,
 }
 

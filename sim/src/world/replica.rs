@@ -1,13 +1,21 @@
 //! Replica: one proxy's end of the way to the others.
 //!
-//! Owns whether that way is whole and how long it takes, as a running proxy finds out: by its own
-//! words, which come back. Does not know what they say.
+//! Owns whether it is connected, whether that way is whole and how long it takes, as a running
+//! proxy finds out: by its own words, which come back. Does not know what they say.
 
 use vllm_proxy_core::engine::Link;
 use vllm_proxy_core::time::{Duration, Instant};
 
 /// How long own words may not come back before the way counts as lost.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+
+/// Pauses before attempts to connect, one after another; the last one for ever.
+const PAUSES: [Duration; 4] = [
+    Duration::from_millis(50),
+    Duration::from_millis(200),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+];
 
 /// What one proxy knows of its way to the others.
 #[derive(Clone, Debug)]
@@ -16,6 +24,10 @@ pub(super) struct Replica {
     pub(super) id: u64,
     /// Whether it runs.
     pub(super) alive: bool,
+    /// Whether it has a connection to Redis, the last of how many, and how often it waited for one.
+    connected: bool,
+    connections: usize,
+    pauses: usize,
     /// Whether an event is there that lets it tell what it gathered.
     pub(super) tells: bool,
     /// Whether it is to ask another one for a snapshot.
@@ -36,6 +48,9 @@ impl Replica {
         Self {
             id,
             alive: true,
+            connected: true,
+            connections: 1,
+            pauses: 0,
             tells: false,
             asks: false,
             missed: 0,
@@ -44,6 +59,30 @@ impl Replica {
             heard: None,
             sent: None,
         }
+    }
+
+    /// Whether it runs and has a connection.
+    pub(super) const fn is_connected(&self) -> bool {
+        self.alive && self.connected
+    }
+
+    /// What tells its connection from all others there ever are; `None` if it has none.
+    pub(super) const fn connection(&self) -> Option<(u64, usize)> {
+        if self.is_connected() { Some((self.id, self.connections)) } else { None }
+    }
+
+    /// It has a connection from now on.
+    pub(super) const fn connect(&mut self) {
+        (self.connected, self.pauses) = (true, 0);
+        self.connections += 1;
+    }
+
+    /// It has none, or an attempt failed; says how long it waits before the next one.
+    pub(super) fn pause(&mut self) -> Duration {
+        self.connected = false;
+        let pause = PAUSES[self.pauses.min(PAUSES.len() - 1)];
+        self.pauses += 1;
+        pause
     }
 
     /// An own word leaves.
@@ -103,6 +142,20 @@ mod tests {
         assert_eq!(replica.look(true, at(5_000)), Some(Link::Whole));
         assert_eq!(replica.look(false, at(5_500)), Some(Link::Lost));
         assert_eq!(replica.look(true, at(6_000)), None);
+    }
+
+    #[test]
+    fn pauses_grow_until_there_is_a_connection() {
+        let mut replica = Replica::new(1);
+        for connections in 1..3 {
+            assert_eq!(replica.connection(), Some((1, connections)));
+            let pauses = [50, 200, 500, 1_000, 1_000].map(Duration::from_millis);
+            assert_eq!([(); 5].map(|()| replica.pause()), pauses);
+            assert_eq!(replica.connection(), None);
+            replica.connect();
+        }
+        replica.alive = false;
+        assert_eq!(replica.connection(), None, "who does not run has none");
     }
 
     #[test]

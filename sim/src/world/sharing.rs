@@ -17,6 +17,8 @@ use vllm_proxy_core::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_millis(500);
 /// How often they keep what was placed.
 const KEEP: Duration = Duration::from_millis(200);
+/// Whoever else may publish there, and is never cut off.
+const STRANGER: usize = usize::MAX;
 /// A log is the old one when it holds so many times what fits into a cache.
 const KEPT_CACHES: usize = 2;
 
@@ -70,13 +72,17 @@ impl World<'_> {
     pub(super) fn mishap(&mut self, which: usize) {
         let mishap = self.setup.network.as_ref().and_then(|one| one.mishaps.get(which));
         let Some(&(_, mishap)) = mishap else { return };
-        for (from, parcel) in self.redis.happen(mishap) {
-            self.publish(from, parcel);
+        for (_, parcel) in self.redis.happen(mishap) {
+            self.deliver(&parcel);
         }
         match mishap {
             Mishap::Garbage => {
                 for bytes in [vec![], vec![0], vec![1, 1, 0xff, 0xff], vec![9; 64]] {
-                    self.publish(0, Rc::new(Parcel::Bytes(bytes)));
+                    if let Some(parcel) =
+                        self.redis.publish(STRANGER, Rc::new(Parcel::Bytes(bytes)))
+                    {
+                        self.deliver(&parcel);
+                    }
                 }
             }
             Mishap::Dies(proxy) if proxy < self.proxies.len() => self.die(proxy),
@@ -94,7 +100,30 @@ impl World<'_> {
             | Mishap::Dies(_)
             | Mishap::Starts(_) => {}
         }
+        for proxy in 0..self.proxies.len() {
+            if self.replicas[proxy].is_connected() && !self.redis.is_there(proxy) {
+                self.disconnected(proxy);
+            }
+        }
         self.hand_over();
+    }
+
+    /// A proxy has no connection, and tries again after a pause.
+    fn disconnected(&mut self, proxy: usize) {
+        let pause = self.replicas[proxy].pause();
+        self.events.push(self.now + pause, Kind::Connect, proxy);
+    }
+
+    /// A proxy tries to connect.
+    pub(super) fn connect(&mut self, proxy: usize) {
+        if !self.replicas[proxy].alive || self.replicas[proxy].is_connected() {
+            return;
+        }
+        if self.redis.is_there(proxy) {
+            self.replicas[proxy].connect();
+        } else {
+            self.disconnected(proxy);
+        }
     }
 
     fn die(&mut self, proxy: usize) {
@@ -121,6 +150,9 @@ impl World<'_> {
         }
         let id = self.replicas[proxy].id + self.proxies.len() as u64;
         self.replicas[proxy] = Replica::new(id);
+        if !self.redis.is_there(proxy) {
+            self.disconnected(proxy);
+        }
         self.replicas[proxy].asks = true;
         let Ok(number) = usize::try_from(id) else { return };
         self.proxies[proxy].share(number);
@@ -162,7 +194,7 @@ impl World<'_> {
 
     fn look_of(&mut self, proxy: usize) {
         let cut = self.setup.network.as_ref().is_some_and(|network| network.is_cut(self.now));
-        let connected = !cut && self.redis.is_there(proxy);
+        let connected = !cut && self.replicas[proxy].is_connected();
         let Some(link) = self.replicas[proxy].look(connected, self.now) else { return };
         self.proxies[proxy].link(link, self.now);
         if link == Link::Whole {
@@ -171,9 +203,12 @@ impl World<'_> {
         }
     }
 
-    /// Proxies keep what was placed since they last did.
+    /// Proxies keep what was placed since they last did, if they can.
     pub(super) fn keep(&mut self) {
         for proxy in 0..self.proxies.len() {
+            if !self.replicas[proxy].is_connected() {
+                continue;
+            }
             let placed = std::mem::take(&mut self.unkept[proxy]);
             if placed.is_empty() {
                 continue;
@@ -236,13 +271,22 @@ impl World<'_> {
         self.publish(proxy, Rc::new(Parcel::Bytes(bytes)));
     }
 
-    /// Sends something to all that listen, its teller among them.
+    /// A proxy publishes something, if it can.
     fn publish(&mut self, from: usize, parcel: Rc<Parcel>) {
+        if self.replicas[from].is_connected()
+            && let Some(parcel) = self.redis.publish(from, parcel)
+        {
+            self.deliver(&parcel);
+        }
+    }
+
+    /// Sends something to all that listen, its teller among them.
+    fn deliver(&mut self, parcel: &Rc<Parcel>) {
         let Some(network) = &self.setup.network else { return };
-        let Some(parcel) = self.redis.publish(from, parcel) else { return };
-        for to in (0..self.proxies.len()).filter(|&to| self.redis.is_there(to)) {
+        for (to, replica) in self.replicas.iter().enumerate() {
+            let Some(connection) = replica.connection() else { continue };
             for at in self.post.times(network, self.redis.late(), self.now).into_iter().flatten() {
-                let letter = Letter { to, parcel: Rc::clone(&parcel) };
+                let letter = Letter { to, connection, parcel: Rc::clone(parcel) };
                 if at == self.now {
                     self.post.hand_over(letter);
                     continue;
@@ -257,7 +301,7 @@ impl World<'_> {
     pub(super) fn receive(&mut self, letter: &Letter) {
         let to = letter.to;
         // What was on its way when the connection broke is lost.
-        if !self.replicas[to].alive || !self.redis.is_there(to) {
+        if self.replicas[to].connection() != Some(letter.connection) {
             return;
         }
         match &*letter.parcel {
