@@ -28,6 +28,9 @@ pub struct Sent {
     pub server: usize,
     /// Tokens of its prompt that were believed to be cached there, up to the last few.
     pub promised: u64,
+    /// Requests that it then believed to be in hand at all servers, whoever sent them, with this
+    /// one.
+    pub in_flight: u32,
 }
 
 /// What a proxy did.
@@ -106,7 +109,10 @@ impl Proxy {
                 if let Some(told) = &self.told {
                     let promised = u64::try_from((work.prompt - work.uncached) / 1_000);
                     let promised = promised.unwrap_or(0);
-                    told.borrow_mut().sent.push(Sent { id: ask.id, server, promised });
+                    let views = self.engine.views(now);
+                    let in_flight = views.map(|view| view.in_hand.in_flight).sum();
+                    let sent = Sent { id: ask.id, server, promised, in_flight };
+                    told.borrow_mut().sent.push(sent);
                 }
                 Answer::Send(server)
             }

@@ -2,11 +2,15 @@
 
 use crate::scene::{OURS, Scene, p90, within};
 use rstest::rstest;
+use std::cell::RefCell;
+use std::rc::Rc;
 use std::time::Duration;
+use vllm_proxy_core::config::Policy;
 use vllm_proxy_core::time::Instant;
+use vllm_proxy_sim::policies::{Proxy, Told};
 use vllm_proxy_sim::redis::Mishap;
 use vllm_proxy_sim::trace::Kind;
-use vllm_proxy_sim::world::{Fate, Network, Outcome};
+use vllm_proxy_sim::world::{Fate, Network, Outcome, Router};
 
 const PROXIES: u64 = 3;
 
@@ -82,6 +86,66 @@ fn who_dies_takes_its_requests_along_and_nothing_else() {
     agree(&outcome, 2);
     let late = outcome.records.iter().filter(|one| one.at > died + Duration::from_secs(3));
     within(p90(late) / calm().p90(OURS), [0.7, 0.95]);
+}
+
+/// What a proxy had in hand when it died is believed by all others to be there until its lease
+/// ends, 3 s later. Then it is gone, and nothing else is.
+#[test]
+fn the_load_of_who_died_is_known_until_its_lease_ends() {
+    /// Requests that come or end within the 7 ms until all know.
+    const UNHEARD_MAX: i64 = 3;
+    let scene = Scene::new(Kind::Tool, 5.0);
+    let told: Vec<_> = (0..PROXIES).map(|_| Rc::new(RefCell::new(Told::default()))).collect();
+    let proxy = |(at, told): (u64, &Rc<RefCell<Told>>)| -> Box<dyn Router> {
+        Box::new(Proxy::new(Policy::CacheAware, 1 + at).telling(Rc::clone(told)))
+    };
+    let proxies = (0..).zip(&told).map(proxy).collect();
+    let outcome = scene.together(proxies, &with(&scene, &[(50, Mishap::Dies(2))]));
+    let died = Instant::START + scene.workload.span() / 2;
+    let lost = outcome.records.iter().filter(|one| one.fate == Fate::Broken).count() as i64;
+    assert!(lost > 5 * UNHEARD_MAX, "{lost} were lost");
+    let in_hand = |now| {
+        let open = |end: Option<Instant>| end.is_none_or(|end| now < end);
+        outcome.records.iter().filter(|one| one.at <= now && open(one.end)).count() as i64
+    };
+    let after = |millis| died + Duration::from_millis(millis);
+    let times = [
+        (Instant::START..died, 0),
+        (after(50)..after(2_900), lost),
+        (after(3_100)..Instant::FAR, 0),
+    ];
+    for (at, (times, more)) in times.into_iter().enumerate() {
+        for told in &told[..2] {
+            let told = told.borrow();
+            let sent = told.sent.iter().map(|sent| (sent, outcome.records[sent.id as usize].at));
+            let sent: Vec<_> = sent.filter(|(_, at)| times.contains(at)).collect();
+            assert!(sent.len() > 10, "{at}: {}", sent.len());
+            for (sent, now) in sent {
+                let believed = i64::from(sent.in_flight) - in_hand(now);
+                let wrong = believed.abs_diff(more);
+                assert!(wrong <= UNHEARD_MAX as u64, "{at}: {believed} too many at {now:?}");
+            }
+        }
+    }
+}
+
+/// What one that died had told a Redis that hung comes to those who are connected when it goes on,
+/// and not to whom starts then.
+#[test]
+fn what_waited_in_redis_is_heard_by_who_was_there() {
+    let scene = calm();
+    let mishaps = [
+        (85, Mishap::Slow(Duration::from_secs(2))),
+        (85, Mishap::Hung),
+        (85, Mishap::CutOff(1)),
+        (90, Mishap::Dies(0)),
+        (95, Mishap::GoesOn),
+        (95, Mishap::Joined(1)),
+        (95, Mishap::Starts(0)),
+        (95, Mishap::Slow(Duration::ZERO)),
+    ];
+    let outcome = scene.several(2, &with(&scene, &mishaps));
+    agree(&outcome, 2);
 }
 
 #[test]

@@ -85,9 +85,13 @@ impl Scene {
     /// So many proxies of ours, that hear each other so.
     pub(super) fn several(&self, proxies: u64, network: &Network) -> Outcome {
         let ours = policies::named(OURS).expect("it is a policy");
-        let routers = (0..proxies).map(|proxy| ours.router(1 + proxy)).collect();
+        self.together((0..proxies).map(|proxy| ours.router(1 + proxy)).collect(), network)
+    }
+
+    /// These proxies, that hear each other so.
+    pub(super) fn together(&self, proxies: Vec<Box<dyn Router>>, network: &Network) -> Outcome {
         let setup = Setup { network: Some(network.clone()), ..self.setup() };
-        run(&setup, routers, &mut |_, _| ())
+        run(&setup, proxies, &mut |_, _| ())
     }
 
     pub(super) fn outcome(&self, policy: &str) -> Outcome {
