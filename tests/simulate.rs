@@ -54,6 +54,42 @@ fn proxies_hear_each_other_after_a_while_or_never() {
     assert_eq!(lines("--isolated"), one, "there is nobody to be heard");
 }
 
+/// What may happen between three proxies, each of which makes another run of it.
+#[rstest]
+#[case::killed("--redis-fault killed@20-60")]
+#[case::hung("--redis-fault hung@20-60")]
+#[case::slow("--redis-fault slow:500@20-60")]
+#[case::cut("--redis-fault cut:1@20-60")]
+#[case::dies("--redis-fault dies:2@50")]
+#[case::restarts("--redis-fault restarts:0@50")]
+#[case::restarts_and_nothing_is_kept(
+    "--redis-fault flushed@49 --redis-fault full@49 --redis-fault restarts:0@50 \
+    --redis-fault restarts:1@50 --redis-fault restarts:2@50-51"
+)]
+#[case::gathered_for_long("--gather 200")]
+#[case::told_at_once("--gather 0")]
+fn what_happens_between_proxies_makes_a_difference(#[case] options: &str) {
+    let usual = "tool --requests 300 -n 4 --rate 3 --proxies 3 --policy cache-aware,smg --lag 2";
+    let once = printed(&format!("{usual} {options}"));
+    assert_ne!(once, printed(usual), "{options}");
+    assert_eq!(once, printed(&format!("{usual} {options} --jobs 1")), "{options}");
+}
+
+/// Who starts anew knows what was kept in Redis, unless that is lost.
+#[test]
+fn the_only_proxy_knows_after_its_start_what_was_kept() {
+    let hit = |faults: &str| {
+        let text = printed(&format!(
+            "conversation --requests 1000 --rate 0.6 --policy cache-aware --json {faults}"
+        ));
+        let document: Value = serde_json::from_str(&text).unwrap();
+        document["runs"][0]["hit"].as_f64().unwrap()
+    };
+    let (usual, kept) = (hit(""), hit("--redis-fault restarts:0@50"));
+    let lost = hit("--redis-fault full@0 --redis-fault restarts:0@50");
+    assert!(kept > usual - 0.02 && lost < kept - 0.05, "{usual} {kept} {lost}");
+}
+
 #[test]
 fn a_table_has_a_line_for_each_policy() {
     let table = printed(&format!("{TRACE} --requests 100 --policy least-load,smg,least-load"));
@@ -183,6 +219,14 @@ fn lengths_without_contents_will_do() {
 #[case::fault_elsewhere("tool --fault down:8@50", "`8` for --fault: expected a server from 0 to 7")]
 #[case::lag("tool --lag 60001", "`60001` for --lag: ")]
 #[case::isolated("tool --lag 1 --isolated", "wrong use of --lag")]
+#[case::gather("tool --gather x", "`x` for --gather: ")]
+#[case::redis_fault("tool --redis-fault lost@5", "`lost@5` for --redis-fault: ")]
+#[case::no_such_proxy(
+    "tool --proxies 2 --redis-fault dies:2@5",
+    "`2` for --redis-fault: expected a proxy from 0 to 1"
+)]
+#[case::one_proxy("tool --redis-fault cut:1@5", "`1` for --redis-fault: expected proxy 0, as ")]
+#[case::isolated_faults("tool --isolated --redis-fault hung@5", "wrong use of --isolated")]
 #[case::another_argument("tool hot", "unexpected argument")]
 #[case::global("tool -L xml", "`xml` for --log-format: ")]
 fn what_is_wrong_is_said_in_a_line(#[case] arguments: &str, #[case] expected: &str) {
@@ -204,7 +248,16 @@ fn what_cannot_be_drawn_fails() {
 #[test]
 fn help_names_every_kind_and_fits() {
     let help = printed("--help");
-    for name in ["tool", "zipf-flip", "llmd-affinity", "dynamo-2", "--plot", "Examples:", "TPOT"] {
+    for name in [
+        "tool",
+        "zipf-flip",
+        "llmd-affinity",
+        "dynamo-2",
+        "--plot",
+        "--redis-fault",
+        "Examples:",
+        "TPOT",
+    ] {
         assert!(help.contains(name), "{name} in {help}");
     }
     assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");

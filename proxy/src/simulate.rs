@@ -3,7 +3,9 @@
 //! Owns the options, files and the terminal; what happens in there is `vllm-proxy-sim`'s.
 
 mod args;
+mod company;
 mod fault;
+mod mishap;
 mod progress;
 mod servers;
 
@@ -98,7 +100,7 @@ fn simulate(args: &Args, fleet: &Fleet, progress: &Progress) -> Vec<Outcome> {
         loop {
             let place = next.fetch_add(1, Ordering::Relaxed);
             let Some(policy) = policies.get(place) else { break };
-            let outcome = one(&setup, policy, args.proxies, progress);
+            let outcome = one(&setup, policy, args.company.proxies, progress);
             outcomes.lock().unwrap_or_else(PoisonError::into_inner)[place] = Some(outcome);
         }
     };

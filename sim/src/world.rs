@@ -215,6 +215,7 @@ impl<'a> World<'a> {
             Kind::Link => self.link(),
             Kind::Mishap => self.mishap(which),
             Kind::Connect => self.connect(which),
+            Kind::Gone => self.proxies.iter_mut().for_each(|proxy| proxy.gone(which)),
             Kind::Hear => {
                 if let Some(letter) = self.post.arrive(which) {
                     self.receive(&letter);

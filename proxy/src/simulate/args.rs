@@ -1,5 +1,6 @@
 //! The options of `simulate`, and what they mean.
 
+use super::company::Company;
 use super::servers::Servers;
 use crate::usage::{Invalid, UsageError};
 use std::path::PathBuf;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use vllm_proxy_sim::policies::{self, Named};
 use vllm_proxy_sim::report::Bounds;
 use vllm_proxy_sim::trace::{Bursts, Kind, MOONCAKE_BLOCK, Workload, generate};
-use vllm_proxy_sim::world::{Clients, Network, Setup};
+use vllm_proxy_sim::world::{Clients, Setup};
 
 /// Requests that are made up, unless told otherwise.
 const MADE_UP: usize = 6_000;
@@ -37,6 +38,7 @@ Examples:
   vllm-proxy simulate tool --rate 4.2
   vllm-proxy simulate conversation_trace.jsonl --rate 0.55 --policy least-load,llmd-affinity,smg
   vllm-proxy simulate tool --rate 3 --fault down:0@50 --fault up:0@70
+  vllm-proxy simulate tool --rate 3 --proxies 3 --redis-fault killed@40-60
   vllm-proxy simulate recorded.jsonl --block-tokens 16 --kv-tokens 262144
   vllm-proxy simulate hot --backends 16 --json
   vllm-proxy simulate unique --rate 0.8 --plot pictures
@@ -83,26 +85,8 @@ pub(crate) struct Args {
     #[arg(skip)]
     pub(super) policies: Vec<&'static Named>,
 
-    /// Proxies, which tell each other what they do; each request comes to one of them
-    ///
-    /// Of policies that are not this proxy's engine, only the counts of requests and tokens in
-    /// flight are shared.
-    #[arg(
-        long, value_name = "N", default_value_t = 1, value_parser = count_to(63),
-        help_heading = "What is compared"
-    )]
-    pub(super) proxies: usize,
-
-    /// Milliseconds until a proxy hears what another told
-    #[arg(
-        long, value_name = "MS", default_value_t = 1.0, value_parser = milliseconds,
-        help_heading = "What is compared"
-    )]
-    lag: f64,
-
-    /// Proxies cannot hear each other, and know that
-    #[arg(long, conflicts_with = "lag", help_heading = "What is compared")]
-    isolated: bool,
+    #[command(flatten)]
+    pub(super) company: Company,
 
     #[command(flatten)]
     servers: Servers,
@@ -213,6 +197,7 @@ impl Args {
             }
         }
         self.servers.check()?;
+        self.company.check()?;
         let sized = |block_tokens| match self.block_tokens {
             Some(tokens) if tokens != block_tokens => {
                 let expected = Invalid::expected("a trace with hash_ids for it".to_owned());
@@ -261,7 +246,7 @@ impl Args {
                 ..Clients::default()
             },
             faults: self.servers.faults(workload.span()),
-            network: (self.proxies > 1).then(|| self.network()),
+            network: self.company.network(workload.span()),
             seed: self.seed,
             ..Setup::new(self.servers.options(*backends, workload), workload)
         }
@@ -271,13 +256,6 @@ impl Args {
         let Fleet { backends, workload, .. } = fleet;
         let all = self.servers.memory(*backends);
         Bounds { pool: workload.hits_of_one_cache(all), inf: workload.hits_of_one_cache(u64::MAX) }
-    }
-
-    fn network(&self) -> Network {
-        if self.isolated {
-            return Network::none();
-        }
-        Network::with_lag(Duration::from_micros((self.lag * 1_000.0).round() as u64))
     }
 
     pub(super) fn gpu(&self) -> &str {
@@ -317,7 +295,7 @@ pub(super) fn positive(text: &str) -> Result<f64, &'static str> {
     rate.ok_or("a number above 0")
 }
 
-fn milliseconds(text: &str) -> Result<f64, &'static str> {
+pub(super) fn milliseconds(text: &str) -> Result<f64, &'static str> {
     let lag = text.parse().ok().filter(|lag: &f64| (0.0..=60_000.0).contains(lag));
     lag.ok_or("a number from 0 to 60000")
 }

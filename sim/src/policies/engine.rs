@@ -173,9 +173,9 @@ impl Router for Proxy {
         self.engine.poll_update().map(Word::Update)
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self, now: Instant) {
         while let Some((id, ticket)) = self.tickets.pop_first() {
-            self.engine.finish(ticket, Outcome::ClientGone, Instant::FAR);
+            self.engine.finish(ticket, Outcome::ClientGone, now);
             self.watch.forget(id);
         }
         self.probes.clear();

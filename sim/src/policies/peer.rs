@@ -196,6 +196,18 @@ impl<P: Policy> Router for Peer<P> {
         self.proxy = Some(proxy);
     }
 
+    fn stop(&mut self, now: Instant) {
+        while let Some((&id, _)) = self.held.first_key_value() {
+            self.release(id, None, now);
+        }
+        self.words.clear();
+        self.others.clear();
+    }
+
+    fn gone(&mut self, proxy: usize) {
+        self.others.retain(|&(_, other), _| other != proxy);
+    }
+
     fn link(&mut self, link: Link, _now: Instant) {
         if link == Link::Lost {
             self.others.clear();

@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::trace::Request;
-use crate::vllm::{Gauges, Usage};
-use crate::world::Ask;
+use crate::vllm::{Gauges, Gpu, Options, Usage, Vllm};
+use crate::world::{Answer, Ask, Counts, Manner, Router, Server, Word};
 use rstest::rstest;
 use std::cell::Cell;
 use vllm_proxy_core::time::Instant;
@@ -261,4 +261,31 @@ fn every_policy_has_a_name_of_its_own() {
         assert_eq!(one.router(1).in_hand(), 0);
     }
     assert!(named("random").is_none());
+}
+
+#[test]
+fn what_a_proxy_that_is_gone_had_in_hand_counts_no_more() {
+    let server = || Server {
+        vllm: Vllm::new(Options::new(Gpu::H100, 512)),
+        alive: true,
+        listed: true,
+        joined: 0,
+        manner: Manner::default(),
+    };
+    let servers = [server(), server()];
+    let mut peer = Peer::new(least_requests::LeastRequests::new(1));
+    peer.share(0);
+    peer.start(2, Instant::START);
+    let counts = Counts { server: 0, in_flight: 5, ..Counts::default() };
+    peer.hear(&Word::Counts { proxy: 1, number: 1, counts }, Instant::START);
+    let request = request(&[1, 2], 1_024);
+    let send = |peer: &mut Peer<_>, id| peer.route(&ask(&request, id), &servers, Instant::START);
+    assert_eq!([0, 1].map(|id| send(&mut peer, id)), [Answer::Send(1); 2]);
+    peer.gone(2);
+    assert_eq!(send(&mut peer, 2), Answer::Send(1));
+    peer.gone(1);
+    assert_eq!(send(&mut peer, 3), Answer::Send(0));
+    assert_eq!(peer.in_hand(), 4);
+    peer.stop(Instant::START);
+    assert_eq!((peer.in_hand(), peer.poll_word()), (0, None));
 }

@@ -19,6 +19,8 @@ pub(super) enum Kind {
     Mishap,
     /// A proxy tries to connect to Redis.
     Connect,
+    /// Others notice that the proxy of this number ended.
+    Gone,
     /// A proxy wanted to be called.
     Proxy,
     /// A proxy hears a word of another.
@@ -88,6 +90,7 @@ impl Events {
             | Kind::Link
             | Kind::Mishap
             | Kind::Connect
+            | Kind::Gone
             | Kind::Tell
             | Kind::Keep
             | Kind::Look

@@ -132,7 +132,10 @@ pub trait Router {
     fn share(&mut self, _proxy: usize) {}
 
     /// It ends, with all that it had in hand.
-    fn stop(&mut self) {}
+    fn stop(&mut self, _now: Instant) {}
+
+    /// The others can tell that the one of this number ended, as it was silent for too long.
+    fn gone(&mut self, _proxy: usize) {}
 
     /// What was seen of the way to the others.
     fn report(&mut self, _report: ReplicaReport, _now: Instant) {}

@@ -15,6 +15,8 @@ use vllm_proxy_core::time::{Duration, Instant};
 
 /// How often proxies look how the way is.
 const LOOK: Duration = Duration::from_millis(500);
+/// For how long others believe that a silent proxy lives.
+const LEASE: Duration = Duration::from_secs(3);
 /// How often they keep what was placed.
 const KEEP: Duration = Duration::from_millis(200);
 /// Whoever else may publish there, and is never cut off.
@@ -127,11 +129,17 @@ impl World<'_> {
     }
 
     fn die(&mut self, proxy: usize) {
+        if !self.replicas[proxy].alive {
+            return;
+        }
         self.replicas[proxy].alive = false;
         self.unkept[proxy].clear();
         let its = |id: &&usize| self.came_to[**id] == proxy;
         let lost: Vec<_> = self.open.iter().filter(its).copied().collect();
-        self.proxies[proxy].stop();
+        self.proxies[proxy].stop(self.now);
+        if let Ok(number) = usize::try_from(self.replicas[proxy].id) {
+            self.events.push(self.now + LEASE, Kind::Gone, number);
+        }
         for id in lost {
             if let Some(live) = self.live.get(&id) {
                 // Its connections are closed, and servers notice.
