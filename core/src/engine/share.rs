@@ -66,7 +66,7 @@ pub(super) struct Sharing {
     /// Of the last update.
     number: u64,
     /// When this proxy was called last: ages are counted back from here.
-    now: Instant,
+    pub(super) now: Instant,
     beat: Instant,
     /// Whether to tell something, if only that this proxy lives.
     due: bool,

@@ -12,6 +12,10 @@ use log::{info, warn};
 /// For how long others are believed to be there though they were not heard.
 const ALONE_AFTER: Duration = Duration::from_secs(60);
 
+/// When the way has been whole for so long, all that live have been heard: each says so once a
+/// second.
+const ALL_HEARD: Duration = Duration::from_millis(1_250);
+
 /// Who is heard later than this counts as gone soon.
 const LAG_MAX: Duration = Duration::from_secs(3);
 
@@ -47,6 +51,8 @@ pub struct ReplicaReport {
 #[derive(Debug, Default)]
 pub(super) struct Way {
     link: Option<Link>,
+    /// When it became so.
+    since: Instant,
     /// Since when others are believed to be there and cannot be heard.
     cut_off: Option<Instant>,
     report: ReplicaReport,
@@ -77,7 +83,7 @@ impl Engine {
                 seen.is_some_and(|seen| now < seen + ALONE_AFTER)
             }
         };
-        way.link = Some(link);
+        (way.link, way.since) = (Some(link), now);
         match way.cut_off.take() {
             None if expected => warn!(others; "alone: other proxies cannot be heard"),
             Some(since) if !expected => {
@@ -101,10 +107,14 @@ impl Engine {
         self.sharing.as_ref().map(|sharing| &sharing.way.report)
     }
 
-    /// One of the proxies that are heard, to be asked for a snapshot; always the same while it
-    /// lives.
+    /// One of the proxies that are heard, to be asked for a snapshot: the one that has said most.
+    /// `None` as well while others may not have been heard yet, since the way was lost: of several
+    /// that start together one might ask another, who knows no more.
     pub fn peer(&self) -> Option<ProxyId> {
-        self.sharing.as_ref()?.peers.first_alive()
+        let sharing = self.sharing.as_ref()?;
+        let way = &sharing.way;
+        let early = way.link == Some(Link::Whole) && sharing.now < way.since + ALL_HEARD;
+        if early { None } else { sharing.peers.eldest_alive() }
     }
 
     /// Whether there are other proxies that cannot be heard.

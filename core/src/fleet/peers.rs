@@ -182,9 +182,11 @@ impl Peers {
         self.peers.iter().filter(|peer| peer.lease.is_some()).map(|peer| peer.id)
     }
 
-    /// The one of those alive that is known for longest.
-    pub(crate) fn first_alive(&self) -> Option<ProxyId> {
-        self.peers.iter().find(|peer| peer.lease.is_some()).map(|peer| peer.id)
+    /// The one of those alive that has said most, so that it is likely to know most: another one
+    /// that just started may be heard first, and knows nothing.
+    pub(crate) fn eldest_alive(&self) -> Option<ProxyId> {
+        let alive = self.peers.iter().filter(|peer| peer.lease.is_some());
+        alive.max_by_key(|peer| peer.number).map(|peer| peer.id)
     }
 
     /// The last sign of life of any.
@@ -414,9 +416,9 @@ mod tests {
         assert_eq!((ended(&mut peers, 3_499), peers.changes()), (vec![], 3));
         assert_eq!(ended(&mut peers, 3_500), [Place(2)]);
         assert_eq!((peers.alive(), peers.next()), (2, Some(at(4_000))));
-        assert_eq!(peers.first_alive(), Some(ProxyId(1)));
+        assert_eq!(peers.eldest_alive(), Some(ProxyId(1)));
         assert_eq!(ended(&mut peers, 9_000), [Place(1), Place(3)]);
-        assert_eq!((peers.alive(), peers.next(), peers.first_alive()), (0, None, None));
+        assert_eq!((peers.alive(), peers.next(), peers.eldest_alive()), (0, None, None));
         assert_eq!(peers.changes(), 6);
         // An old word is no sign of life, a new one is.
         let old = peers.hear(ProxyId(1), 1_990, at(9_000)).expect("it has a place").0;
@@ -424,6 +426,19 @@ mod tests {
         assert!(peers.hear(ProxyId(3), 1_002, at(9_000)).is_some_and(|(word, _)| word.lives));
         assert_eq!(peers.changes(), 7);
         assert_eq!((peers.last_seen(), peers.next()), (Some(at(9_000)), Some(at(12_000))));
+    }
+
+    #[test]
+    fn who_has_said_most_is_asked_for_what_was_missed() {
+        let mut peers = Peers::default();
+        assert_eq!(peers.eldest_alive(), None);
+        for (proxy, number, eldest) in [(1, 1, 1), (2, 900, 2), (1, 2, 2), (3, 7, 2)] {
+            peers.hear(ProxyId(proxy), number, at(0));
+            assert_eq!(peers.eldest_alive(), Some(ProxyId(eldest)));
+        }
+        peers.hear(ProxyId(3), 8, at(2_000));
+        while peers.expire(at(4_000)).is_some() {}
+        assert_eq!(peers.eldest_alive(), Some(ProxyId(3)), "the others are gone");
     }
 
     #[test]

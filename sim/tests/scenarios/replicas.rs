@@ -158,6 +158,16 @@ fn who_starts_anew_is_told_by_others() {
     within(hit(&scene, &outcome) / hit(&scene, &undisturbed), [0.98, 1.01]);
 }
 
+/// Whoever starts is told by one that knows, not by another that starts at the same time.
+#[test]
+fn who_starts_together_is_told_by_the_third() {
+    let scene = calm();
+    let starts = [(80, Mishap::Dies(0)), (80, Mishap::Dies(1))];
+    let mishaps = [&starts[..], &[(85, Mishap::Starts(0)), (85, Mishap::Starts(1))]].concat();
+    let network = Network { keeps: false, ..with(&scene, &mishaps) };
+    agree(&scene.several(PROXIES, &network), 3);
+}
+
 /// The only proxy starts anew, and what it knew is in Redis, or is not.
 #[rstest]
 #[case::kept(true, &[], [0.98, 1.01])]

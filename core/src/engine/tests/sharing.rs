@@ -1457,3 +1457,22 @@ fn pages_of_a_snapshot_are_full() {
     assert!(counts.iter().all(|count| *count < 384), "{counts:?}");
     assert!(counts.iter().sum::<usize>() >= 40 * 15 && told <= 20, "{counts:?}");
 }
+
+#[test]
+fn the_eldest_is_asked_when_all_have_been_heard() {
+    let mut net = Net::new(3);
+    net.arrive();
+    net.sleep(1_000);
+    net.arrive();
+    let newcomer = net.join(0);
+    net.tell(newcomer, Input::Link(Link::Whole));
+    net.join(0);
+    assert_eq!(net.rigs[newcomer].engine.peer(), None, "nobody was heard");
+    net.arrive();
+    assert!(net.rigs[newcomer].engine.company().alive > 0);
+    assert_eq!(net.rigs[newcomer].engine.peer(), None, "it is early");
+    net.sleep(1_250);
+    net.arrive();
+    let eldest = net.rigs[newcomer].engine.peer().expect("all were heard");
+    assert!(eldest < ProxyId(100 + newcomer as u64), "{eldest:?}");
+}
