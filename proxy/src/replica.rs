@@ -17,10 +17,10 @@
 //! against 0.14), and a Redis whose memory is full refuses it.
 //!
 //! **Bounded.** A connection each, 50 KB of Redis together. Publishing: a beat a second when idle,
-//! at most 250 batches a second however much happens, of one word as a rule; a snapshot adds eight
-//! words to a batch. Whoever listens too slowly is cut off by Redis (`client-output-buffer-limit`,
-//! 32 MB) and asks for a snapshot when it is back. Logs: see [`keep`]. Attempts to connect: one a
-//! second and thread, and what is wrong is logged once.
+//! at most 250 batches a second however much happens, of one word as a rule; a snapshot, at most
+//! one in 5 s, adds up to eight. Whoever listens too slowly is cut off by Redis
+//! (`client-output-buffer-limit`, 32 MB) and asks for a snapshot when it is back. Logs: see
+//! [`keep`]. Attempts to connect: one a second and thread, and what is wrong is logged once.
 //!
 //! **A secret stays here.** The library is never given the password, but in the one command that
 //! needs it ([`connect`]), and no answer to that is repeated in a log or a status.
