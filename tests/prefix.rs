@@ -12,7 +12,7 @@ use vllm_proxy_core::fleet::{
     Address, BackendId, BackendSpec, Matches, PrefixIndex, ProxyId, Update,
 };
 use vllm_proxy_core::rng::{Rng, mix};
-use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Retry, Who};
+use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta};
 use vllm_proxy_core::time::{Duration, Instant};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
 
@@ -221,22 +221,7 @@ fn choices(engine: &mut Engine) -> (u64, Vec<BackendId>) {
     for number in 0..2_000 {
         let now = Instant::from_millis(number);
         let prompt = Fingerprint::of_chunks([mix(number)][..].into(), 512);
-        let request = RequestMeta {
-            who: Who::Backend,
-            model: Some("m"),
-            stream: true,
-            prompt_bytes: prompt.bytes(),
-            prompt: &prompt,
-            retry: Retry::BeforeFirstByte,
-            since: now,
-            response: None,
-            adapter: None,
-            unloads: false,
-            of_default: false,
-            facts: false,
-            narrow: None,
-            allow: None,
-        };
+        let request = RequestMeta { model: Some("m"), ..RequestMeta::of_prompt(&prompt, now) };
         let before = CALLS.get();
         let Decision::Forward(route) = engine.route(&request, now) else {
             panic!("all backends are up")

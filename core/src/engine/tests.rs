@@ -156,22 +156,7 @@ fn cards(names: &[&str]) -> Vec<ModelCard> {
 static NO_PROMPT: Fingerprint = Fingerprint::new();
 
 fn request(since: Instant) -> RequestMeta<'static> {
-    RequestMeta {
-        who: Who::Backend,
-        model: None,
-        stream: true,
-        prompt_bytes: 400,
-        prompt: &NO_PROMPT,
-        retry: Retry::BeforeFirstByte,
-        since,
-        response: None,
-        adapter: None,
-        unloads: false,
-        of_default: false,
-        facts: false,
-        narrow: None,
-        allow: None,
-    }
+    RequestMeta { prompt_bytes: 400, ..RequestMeta::of_prompt(&NO_PROMPT, since) }
 }
 
 #[track_caller]

@@ -97,6 +97,29 @@ pub struct RequestMeta<'a> {
     pub allow: Option<&'static str>,
 }
 
+impl<'a> RequestMeta<'a> {
+    /// A request that any backend of the default model can answer and that is about nothing else
+    /// but its prompt; for who asks an engine without an exchange.
+    pub const fn of_prompt(prompt: &'a Fingerprint, since: Instant) -> Self {
+        Self {
+            who: Who::Backend,
+            model: None,
+            stream: true,
+            prompt_bytes: prompt.bytes(),
+            prompt,
+            retry: Retry::BeforeFirstByte,
+            since,
+            response: None,
+            adapter: None,
+            unloads: false,
+            of_default: false,
+            facts: false,
+            narrow: None,
+            allow: None,
+        }
+    }
+}
+
 /// One request's share of the budget of request bodies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {

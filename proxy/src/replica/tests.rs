@@ -17,7 +17,7 @@ use vllm_proxy_core::config::Config;
 use vllm_proxy_core::engine::{Company, Engine, Input, Lend, Output};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Update, Word};
 use vllm_proxy_core::rng::mix;
-use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who};
+use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Ticket, Who};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
 
 const BACKENDS: u16 = 4;
@@ -83,22 +83,7 @@ impl Proxy {
         let bytes = chunks * CHUNK_BYTES;
         let prompt = (0..chunks).map(|at| mix(text << 20 | at)).collect();
         let prompt = Fingerprint::of_chunks(prompt, bytes);
-        let meta = RequestMeta {
-            who,
-            model: Some("m"),
-            stream: true,
-            prompt_bytes: bytes,
-            prompt: &prompt,
-            retry: Retry::BeforeFirstByte,
-            since: now,
-            response: None,
-            adapter: None,
-            unloads: false,
-            of_default: false,
-            facts: false,
-            narrow: None,
-            allow: None,
-        };
+        let meta = RequestMeta { who, model: Some("m"), ..RequestMeta::of_prompt(&prompt, now) };
         self.engine(|engine| engine.route(&meta, now))
     }
 

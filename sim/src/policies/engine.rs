@@ -10,9 +10,7 @@ use std::rc::Rc;
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Company, Engine, Input, Link, Output, Page, ReplicaReport};
 use vllm_proxy_core::fleet::{About, Address, BackendId, BackendSpec, ProxyId};
-use vllm_proxy_core::route::{
-    Decision, Failure, Fingerprint, Outcome, RequestMeta, Retry, Ticket, Who, Work,
-};
+use vllm_proxy_core::route::{Decision, Failure, Fingerprint, Outcome, RequestMeta, Ticket, Work};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::{CacheReport, ModelCard, Probe, ProbeError};
 
@@ -248,20 +246,9 @@ impl Router for Proxy {
         let prompt = Fingerprint::of_chunks(self.chunks.clone(), ask.prompt_bytes);
         let decision = self.engine.route(
             &RequestMeta {
-                who: Who::Backend,
                 model: Some(&model(ask.name)),
                 stream: ask.stream,
-                prompt_bytes: ask.prompt_bytes,
-                prompt: &prompt,
-                retry: Retry::BeforeFirstByte,
-                since: ask.since,
-                response: None,
-                adapter: None,
-                unloads: false,
-                of_default: false,
-                facts: false,
-                narrow: None,
-                allow: None,
+                ..RequestMeta::of_prompt(&prompt, ask.since)
             },
             now,
         );

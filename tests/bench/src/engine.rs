@@ -5,9 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Output};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Update};
-use vllm_proxy_core::route::{
-    Decision, Fingerprint, Outcome, RequestMeta, Retry, Route, Ticket, Who,
-};
+use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Route, Ticket};
 use vllm_proxy_core::time::{Duration, Instant};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe, ProbeError};
 
@@ -99,22 +97,8 @@ impl Bed {
 
     /// Asks who takes a prompt.
     pub fn route(&mut self, prompt: &Fingerprint) -> Route {
-        let request = RequestMeta {
-            who: Who::Backend,
-            model: Some(MODEL),
-            stream: true,
-            prompt_bytes: prompt.bytes(),
-            prompt,
-            retry: Retry::BeforeFirstByte,
-            since: self.now,
-            response: None,
-            adapter: None,
-            unloads: false,
-            of_default: false,
-            facts: false,
-            narrow: None,
-            allow: None,
-        };
+        let request =
+            RequestMeta { model: Some(MODEL), ..RequestMeta::of_prompt(prompt, self.now) };
         match self.engine.route(&request, self.now) {
             Decision::Forward(route) => route,
             other => panic!("all backends are up: {other:?}"),

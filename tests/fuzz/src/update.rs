@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Page};
 use vllm_proxy_core::fleet::{Address, BackendId, BackendName, BackendSpec, Word};
-use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Retry, Who};
+use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta};
 use vllm_proxy_core::time::{Duration, Instant};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
 
@@ -42,22 +42,7 @@ fn engine() -> (Engine, Instant) {
 
 fn request(engine: &mut Engine, now: Instant) {
     let prompt = Fingerprint::of_chunks(vec![1, 2, 3], 2_000);
-    let request = RequestMeta {
-        who: Who::Backend,
-        model: Some("m"),
-        stream: true,
-        prompt_bytes: prompt.bytes(),
-        prompt: &prompt,
-        retry: Retry::Never,
-        since: now,
-        response: None,
-        adapter: None,
-        unloads: false,
-        of_default: false,
-        facts: false,
-        narrow: None,
-        allow: None,
-    };
+    let request = RequestMeta { model: Some("m"), ..RequestMeta::of_prompt(&prompt, now) };
     let Decision::Forward(route) = engine.route(&request, now) else {
         panic!("three backends are up");
     };
