@@ -164,13 +164,17 @@ impl Lend for SharedEngine {
         while let Some(output) = state.engine.poll_output() {
             let _ = self.orders.try_send(Order::Output(output));
         }
-        if state.engine.has_update() {
-            self.bell.ring();
-        }
-        let Some(at) = state.engine.poll_timeout().map(|wake| wake.at) else { return };
-        if state.armed.is_none_or(|armed| at < armed) {
+        let rings = state.engine.has_update();
+        if let Some(at) = state.engine.poll_timeout().map(|wake| wake.at)
+            && state.armed.is_none_or(|armed| at < armed)
+        {
             state.armed = Some(at);
             let _ = self.orders.try_send(Order::Earlier(at));
+        }
+        // Whoever is woken by it wants the engine, too.
+        drop(state);
+        if rings {
+            self.bell.ring();
         }
     }
 }
