@@ -63,6 +63,8 @@ pub(super) struct Way {
     pub(super) kept: Kept,
     named: Named,
     state: Mutex<State>,
+    /// Held while the engine is told what was seen: the last one to look is the last one to tell.
+    looking: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -107,8 +109,8 @@ impl Way {
         own: ProxyId,
     ) -> Self {
         let channel = format!("vllm-proxy:1:{}", url.db);
-        let (kept, state) = (Kept::default(), Mutex::default());
-        Self { shared, url, own, channel, kept, named, state }
+        let (kept, state, looking) = (Kept::default(), Mutex::default(), Mutex::default());
+        Self { shared, url, own, channel, kept, named, state, looking }
     }
 
     /// The subscription holds: what is published from now on comes here.
@@ -242,6 +244,7 @@ impl Way {
     /// Looks whether the way is whole, and tells the engine if that changed. `false`: own words do
     /// not come back though somebody listens, so that both connections are to be made anew.
     pub(super) fn look(&self, now: Instant) -> bool {
+        let _looking = self.looking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.lock();
         let silent = state.is_silent(now);
         let link = if silent { Some(Link::Lost) } else { state.echo.map(|_| Link::Whole) };
