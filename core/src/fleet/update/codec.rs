@@ -30,18 +30,20 @@ use alloc::vec::Vec;
 /// Of the layout.
 const VERSION: u8 = 1;
 
-/// Backends of one update: as many as there may be at all.
-const ABOUT_MAX: usize = 4_096;
+/// Backends of one update. A proxy tells of 1,280 at once at most; each takes who hears it some
+/// time in which requests wait.
+const ABOUT_MAX: usize = 2_048;
 /// Chunks of one update, eight times as many as any proxy tells at once.
 const CHUNKS_MAX: usize = 4_096;
-/// Proxies whose counters are told of one backend: as many as an index tells apart.
-const COUNTERS_MAX: usize = 64;
+/// Proxies whose counters are told in one update: as many as an index tells apart, for each of the
+/// 16 backends of a snapshot's page.
+const COUNTERS_MAX: usize = 1_024;
 /// Lessons of one update, and lengths of prompts.
 const LESSONS_MAX: usize = 4_096;
 /// Models of one backend whose tokens are told of.
 const TOKEN_LENGTHS_MAX: usize = 64;
-/// Stored responses of one update.
-const OWNED_MAX: usize = 4_096;
+/// Stored responses of one update, twice as many as any proxy tells at once.
+const OWNED_MAX: usize = 512;
 /// Bytes of a model's name. A longer one is not told.
 const MODEL_BYTES_MAX: usize = 1_024;
 
@@ -100,13 +102,18 @@ impl Update {
         }
         let mut proxy = None;
         let (mut number, mut about, mut lengths) = (0, Vec::new(), Vec::new());
-        let mut room = Room { chunks: CHUNKS_MAX, lessons: LESSONS_MAX, owned: OWNED_MAX };
+        let mut room = Room {
+            chunks: CHUNKS_MAX,
+            lessons: LESSONS_MAX,
+            owned: OWNED_MAX,
+            counters: COUNTERS_MAX,
+        };
         while let Some((tag, mut field)) = reader.field()? {
             match tag {
                 PROXY => proxy = Some(ProxyId(field.hash("a proxy's number")?)),
                 NUMBER => number = field.number(u64::MAX, "a number of an update")?,
                 ABOUT if about.len() < ABOUT_MAX => about.push(About::read(&mut field, &mut room)?),
-                ABOUT => return Err(field.wrong("4096 backends at most")),
+                ABOUT => return Err(field.wrong("2048 backends at most")),
                 PROMPT_LENGTH if lengths.len() < LESSONS_MAX => lengths.push(PromptLength {
                     bytes: field.number(u64::MAX, "bytes of a prompt")?,
                     tokens: field.number(u64::MAX, "tokens of a prompt")?,
@@ -127,6 +134,7 @@ struct Room {
     chunks: usize,
     lessons: usize,
     owned: usize,
+    counters: usize,
 }
 
 impl About {
@@ -206,7 +214,7 @@ impl About {
                 FIRST_TOKEN => first_token_age = Some(field.time("the age of a first token")?),
                 INSERTED => about.inserted_tokens = field.number(u64::MAX, "inserted tokens")?,
                 PLACED => about.placed.push(Placed::read(&mut field, room)?),
-                CLOCK => about.clock = Some(Clock::read(&mut field)?),
+                CLOCK => about.clock = Some(Clock::read(&mut field, room)?),
                 PACE | CACHED => {
                     let left = room.lessons.checked_sub(1);
                     room.lessons = left.ok_or_else(|| field.wrong("4096 lessons at most"))?;
@@ -230,7 +238,7 @@ impl About {
                 OWNED => {
                     while !field.is_empty() {
                         let left = room.owned.checked_sub(1);
-                        room.owned = left.ok_or_else(|| field.wrong("4096 responses at most"))?;
+                        room.owned = left.ok_or_else(|| field.wrong("512 responses at most"))?;
                         about.owned.push(Owned {
                             response: field.hash("a response's hash")?,
                             moves: field.small("moves of a response")?,
@@ -263,14 +271,13 @@ impl Placed {
 }
 
 impl Clock {
-    fn read(field: &mut Reader<'_>) -> Result<Self, UpdateError> {
+    fn read(field: &mut Reader<'_>, room: &mut Room) -> Result<Self, UpdateError> {
         let inserted_tokens = field.number(u64::MAX, "inserted tokens")?;
         let fresh_tokens = field.number(u64::MAX, "fresh tokens")?;
         let mut counters = Vec::new();
         while !field.is_empty() {
-            if counters.len() == COUNTERS_MAX {
-                return Err(field.wrong("64 counters at most"));
-            }
+            let left = room.counters.checked_sub(1);
+            room.counters = left.ok_or_else(|| field.wrong("1024 counters at most"))?;
             let proxy = ProxyId(field.hash("a proxy's number")?);
             counters.push((proxy, field.number(u64::MAX, "inserted tokens")?));
         }

@@ -357,19 +357,21 @@ fn there_are_limits() {
         ..full()
     };
     assert!(Update::decode(&encoded(&many(backend.clone(), ABOUT_MAX))).is_ok());
-    limit("4096 backends at most", &encoded(&many(backend.clone(), ABOUT_MAX + 1)));
+    limit("2048 backends at most", &encoded(&many(backend.clone(), ABOUT_MAX + 1)));
     let chunks = Placed { stamp: 1, chunks: vec![7; CHUNKS_MAX / 2] };
     let chunky = About { placed: vec![chunks], ..backend.clone() };
     assert!(Update::decode(&encoded(&many(chunky.clone(), 2))).is_ok());
     limit("4096 chunks at most", &encoded(&many(chunky, 3)));
-    let counters = vec![(ProxyId(1), 1); COUNTERS_MAX + 1];
+    let counters = vec![(ProxyId(1), 1); COUNTERS_MAX / 16];
     let clock = Some(Clock { counters, inserted_tokens: 0, fresh_tokens: 0 });
-    limit("64 counters at most", &encoded(&many(About { clock, ..backend.clone() }, 1)));
+    let clocked = About { clock, ..backend.clone() };
+    assert!(Update::decode(&encoded(&many(clocked.clone(), 16))).is_ok());
+    limit("1024 counters at most", &encoded(&many(clocked, 17)));
     let lessons = vec![Lesson::Pace { work: 1, time: Duration::ZERO }; LESSONS_MAX + 1];
     limit("4096 lessons at most", &encoded(&many(About { lessons, ..backend }, 1)));
     let owned = vec![Owned { response: 1, moves: 0, age: Duration::ZERO }; OWNED_MAX + 1];
     let owner = About { owned, ..About::of(BackendName(1), 0) };
-    limit("4096 responses at most", &encoded(&many(owner, 1)));
+    limit("512 responses at most", &encoded(&many(owner, 1)));
     let token_lengths = vec![(Arc::from("m"), Average::default()); TOKEN_LENGTHS_MAX + 1];
     let learned = Learned { token_lengths, ..Learned::default() };
     let adapters = About { learned, ..About::of(BackendName(1), 0) };
