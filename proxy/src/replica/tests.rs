@@ -60,15 +60,9 @@ impl Proxy {
 
     /// Beginnings of prompts that it remembers.
     fn entries(&self) -> usize {
-        match self.decide(Who::Status, 0, 0) {
-            Decision::Status(status) => status.index.map_or(0, |index| index.entries),
-            other @ (Decision::Forward(_)
-            | Decision::Answer(_)
-            | Decision::Gather(_)
-            | Decision::Refuse(_)
-            | Decision::Later(_)
-            | Decision::Accept) => panic!("not a status: {other:?}"),
-        }
+        let decision = self.decide(Who::Status, 0, 0);
+        let Decision::Status(status) = decision else { panic!("not a status: {decision:?}") };
+        status.index.map_or(0, |index| index.entries)
     }
 
     /// A request with a prompt of so many chunks of that text.

@@ -8,28 +8,18 @@ use crate::wire::status::Status;
 
 impl Rig {
     fn status(&mut self) -> Status {
-        match self.own(Who::Status) {
-            Decision::Status(status) => *status,
-            other @ (Decision::Forward(_)
-            | Decision::Answer(_)
-            | Decision::Gather(_)
-            | Decision::Refuse(_)
-            | Decision::Later(_)
-            | Decision::Accept) => panic!("not a status: {other:?}"),
-        }
+        let decision = self.own(Who::Status);
+        let Decision::Status(status) = decision else { panic!("not a status: {decision:?}") };
+        *status
     }
 
     fn facts(&mut self) -> Facts {
         let asked = RequestMeta { who: Who::Each, facts: true, ..request(self.now) };
-        match self.ask(&asked) {
-            Decision::Gather(Gathering { facts, .. }) => facts.expect("they were asked for"),
-            other @ (Decision::Forward(_)
-            | Decision::Answer(_)
-            | Decision::Status(_)
-            | Decision::Refuse(_)
-            | Decision::Later(_)
-            | Decision::Accept) => panic!("not gathered: {other:?}"),
-        }
+        let decision = self.ask(&asked);
+        let Decision::Gather(Gathering { facts, .. }) = decision else {
+            panic!("not gathered: {decision:?}");
+        };
+        facts.expect("they were asked for")
     }
 }
 
