@@ -11,7 +11,8 @@ use std::path::{Path, PathBuf};
 
 /// Core's modules from left to right: imports point left only. What stands before `wire` is plain
 /// data that anybody may use.
-const LAYERS: [&str; 8] = ["time", "rng", "config", "wire", "fleet", "route", "engine", "exchange"];
+const LAYERS: [&str; 9] =
+    ["time", "rng", "config", "wire", "fleet", "route", "engine", "exchange", "carry"];
 
 /// Imports that point right, and why each may.
 const LAYER_EXCEPTIONS: [(&str, &str); 9] = [

@@ -2,14 +2,17 @@
 //!
 //! Two state machines know everything and can do nothing: the [`Engine`](engine::Engine) decides,
 //! an [`Exchange`](exchange::Exchange) carries one client connection. A runtime can do everything
-//! and decides nothing. A process has one engine, behind a lock that is held for microseconds, and
-//! some cores: a thread, an executor and a listener each.
+//! and decides nothing. Between them, a [`Carrier`](carry::Carrier) does on the sockets of whatever
+//! runtime what an exchange wants. A process has one engine, behind a lock that is held for
+//! microseconds, and some cores: a thread, an executor and a listener each.
 //!
 //! ```text
 //!           bytes, now                 questions, answers
 //!  client <============> Exchange <=====================> Engine <---> prober, replicas
 //!  backend <===========>    (one a connection)               (one a process)
-//!                     \______________ runtime _____________/
+//!                     \______________ Carrier _____________/
+//!                                        |  sockets, timers, wake-ups
+//!                                     runtime
 //! ```
 //!
 //! # The way of a request
@@ -35,6 +38,7 @@
 //! - [`route`]: how we choose, and the words in which it is asked and answered.
 //! - [`engine`]: the front door of the deciding half.
 //! - [`exchange`]: the life of one client connection.
+//! - [`carry`]: what drives it, alike in every runtime, and what a runtime is asked for.
 //!
 //! # Several proxies
 //!
@@ -67,7 +71,8 @@
 //!
 //! # Driving an exchange
 //!
-//! Tell it what happened, carry out all that it wants done, wait for what it is interested in:
+//! Tell it what happened, carry out all that it wants done, wait for what it is interested in. A
+//! [`Carrier`](carry::Carrier) does that over sockets; by hand it looks so:
 //!
 //! ```
 //! use std::sync::Arc;
@@ -99,16 +104,17 @@
 //! # Invariants
 //!
 //! **Invariant: no I/O.** The crate is `no_std` with `alloc` and forbids unsafe code: it cannot
-//! name a socket, a clock or a thread, and the compiler says so. There is no `async`, no `Rc` and
-//! no lock: `&mut self` is the lock.
+//! name a socket, a clock or a thread, and the compiler says so: [`carry`] gets them by traits.
+//! There is no `async fn`, no `Rc` and no lock: `&mut self` is the lock, and what connections of
+//! one thread share lies in cells.
 //!
 //! **Invariant: the same inputs give the same outputs,** on every machine: time is an argument,
 //! chance comes from a seed, hash maps are not iterated, costs are integers.
 //!
 //! **Invariant: a [`Ticket`](route::Ticket) is settled exactly once.** It is not `Clone`, and
-//! dropping an open one fails a debug assertion, so that load cannot leak. When a connection's task
-//! ends however it likes, [`Exchange::abandon`](exchange::Exchange::abandon) gives back what is
-//! held.
+//! dropping an open one fails a debug assertion, so that load cannot leak. However a connection's
+//! task ends, [`Carrier`](carry::Carrier) settles what
+//! [`Exchange::abandon`](exchange::Exchange::abandon) gives back.
 //!
 //! **Invariant: only the engine tries again,** and never after a byte of an answer's body reached
 //! the client. A [`Failure`](route::Failure) says how far the request got.
@@ -138,9 +144,9 @@
 //! its user, with the reason for it.
 //!
 //! **Invariant: imports point one way:** [`wire`], [`fleet`], [`route`], [`engine`]; [`exchange`]
-//! beside them sees only `wire` and the words of `route`. The words of `route` (who may answer,
-//! why not, what a prompt is, what an answer cost) are plain data that what reads and writes them
-//! in `wire` names, too.
+//! beside them sees only `wire` and the words of `route`; [`carry`] brings both together. The words
+//! of `route` (who may answer, why not, what a prompt is, what an answer cost) are plain data that
+//! what reads and writes them in `wire` names, too.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -150,6 +156,7 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+pub mod carry;
 pub mod config;
 pub mod engine;
 pub mod exchange;
