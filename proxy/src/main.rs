@@ -4,6 +4,7 @@ mod cli;
 mod config;
 mod demo;
 mod health;
+mod listen;
 mod logging;
 mod memory;
 mod mock;

@@ -6,7 +6,7 @@ use crate::config::{Globals, Runtime, Server, policy_name};
 use crate::redis_url::Redis;
 use crate::shared::{Clock, SharedEngine};
 use crate::values::Host;
-use crate::{logging, memory, prober, replica, stop};
+use crate::{listen, logging, memory, prober, replica, stop};
 use smol::channel;
 use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
@@ -141,10 +141,7 @@ fn listen(server: &Server, threads: usize) -> Result<Vec<TcpListener>, String> {
             found.ok_or_else(|| failed(io::Error::other("the name has no address")))?
         }
     };
-    match server.runtime {
-        #[cfg(feature = "smol")]
-        Runtime::Smol => vllm_proxy_smol::bind(address, threads).map_err(failed),
-    }
+    listen::bind(address, threads).map_err(failed)
 }
 
 /// Each request in flight takes two descriptors, and the usual soft limit is 1024.

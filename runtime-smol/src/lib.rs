@@ -16,7 +16,6 @@ mod pool;
 mod reactor;
 
 pub use clock::Clock;
-pub use listener::bind;
 
 use event_listener::Event;
 use pool::Pool;
@@ -42,7 +41,7 @@ const READ_BYTES_MAX: usize = 64 << 10;
 /// What [`run`] needs.
 #[derive(Debug)]
 pub struct Config {
-    /// One bound listener a thread, as [`bind`] makes them.
+    /// One bound listener a thread, which does not block.
     pub listeners: Vec<TcpListener>,
     /// The limits of every exchange.
     pub limits: Limits,

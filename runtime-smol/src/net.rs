@@ -13,11 +13,8 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
+use vllm_proxy_core::carry;
 use vllm_proxy_core::fleet::Address;
-
-/// How long data may stay unacknowledged before the kernel gives the peer up. Not shorter than the
-/// time a client may take no byte, since a full window counts here too.
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How soon a Unix socket whose queue is full is asked again. It cannot be waited for: where TCP
 /// sends another SYN, `connect` says EAGAIN.
@@ -127,15 +124,14 @@ pub(crate) fn is_ours(error: &io::Error) -> bool {
 /// A connection under way.
 const IN_PROGRESS: i32 = rustix::io::Errno::INPROGRESS.raw_os_error();
 
-/// Has the kernel find a peer that vanished without a word, on either side. Accepted sockets
-/// inherit this from their listener, TCP_NODELAY too (Linux).
-pub(crate) fn keep_watch(socket: &SockRef<'_>) -> io::Result<()> {
+/// Has the kernel find a backend that vanished without a word.
+fn keep_watch(socket: &SockRef<'_>) -> io::Result<()> {
     let keepalive = TcpKeepalive::new()
-        .with_time(Duration::from_secs(30))
-        .with_interval(Duration::from_secs(10))
-        .with_retries(3);
+        .with_time(carry::KEEPALIVE_AFTER)
+        .with_interval(carry::KEEPALIVE_EVERY)
+        .with_retries(carry::KEEPALIVE_TRIES);
     socket.set_tcp_keepalive(&keepalive)?;
-    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))
+    socket.set_tcp_user_timeout(Some(carry::UNACKNOWLEDGED_MAX))
 }
 
 /// A listening socket.
