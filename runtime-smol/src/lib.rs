@@ -1,42 +1,35 @@
 //! The default front end: smol's executor, one thread a core, each with a `LocalExecutor`, an
 //! edge-triggered reactor, a listener of its own on the shared port (`SO_REUSEPORT`) and a pool of
-//! idle connections to backends. Nothing but the [`Engine`] is shared between threads.
+//! idle connections to backends. Nothing but the engine is shared between threads.
 //!
-//! It carries bytes and decides nothing: no condition here looks at a header, a status, a model, a
+//! It has sockets, timers and wake-ups, and decides nothing: what is done with them is said by
+//! [`carry`](vllm_proxy_core::carry), and no condition here looks at a header, a status, a model, a
 //! backend's health or the number of attempts.
 
 #![forbid(unsafe_code)]
 
 mod clock;
 mod connection;
-mod errands;
 mod listener;
 mod net;
-mod pool;
 mod reactor;
 
 pub use clock::Clock;
 
-use event_listener::Event;
-use pool::Pool;
+use net::Socket;
 use reactor::Reactor;
 use smol::LocalExecutor;
 use smol::channel::Receiver;
-use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use vllm_proxy_core::carry::{Connections, Pool, SWEEP_EVERY};
 use vllm_proxy_core::config::Limits;
-use vllm_proxy_core::engine::{Engine, Lend};
-use vllm_proxy_core::exchange::Drain;
-
-/// What one read takes at most. Large bodies and bursts of events cross in few calls, and a slow
-/// client holds back no more than this of an answer.
-const READ_BYTES_MAX: usize = 64 << 10;
+use vllm_proxy_core::engine::Lend;
 
 /// What [`run`] needs.
 #[derive(Debug)]
@@ -59,15 +52,8 @@ pub(crate) struct Core {
     pub(crate) limits: Arc<Limits>,
     pub(crate) clock: Clock,
     pub(crate) reactor: Rc<Reactor>,
-    pub(crate) pool: Pool,
-    /// Where all connections of a thread read to, one at a time: bytes are passed on before
-    /// anything else is read.
-    pub(crate) buffer: RefCell<Box<[u8]>>,
-    /// Connections that are open.
-    pub(crate) open: Cell<usize>,
-    pub(crate) drain: Cell<Drain>,
-    /// Tells connections that `drain` changed.
-    pub(crate) drained: Event,
+    pub(crate) pool: Pool<Socket>,
+    pub(crate) connections: Connections,
     pub(crate) drain_grace: Duration,
     pub(crate) drain_timeout: Duration,
     engine: Arc<dyn Lend>,
@@ -75,27 +61,10 @@ pub(crate) struct Core {
 }
 
 impl Core {
-    /// Lends the engine for one call.
-    pub(crate) fn with_engine<R>(&self, visit: impl FnOnce(&mut Engine) -> R) -> R {
-        self.engine.with(visit)
-    }
-
     /// Waits for the stop.
     async fn stopped(&self) {
         // Nothing is ever sent: the channel closes.
         let _ = self.stop.recv().await;
-    }
-
-    fn set_drain(&self, drain: Drain) {
-        self.drain.set(drain);
-        self.drained.notify(usize::MAX);
-    }
-
-    /// Waits until no connection is open.
-    async fn emptied(&self) {
-        while self.open.get() > 0 {
-            self.reactor.after(Duration::from_millis(10)).await;
-        }
     }
 }
 
@@ -114,10 +83,7 @@ pub fn run(config: Config, engine: Arc<dyn Lend>, stop: Receiver<Infallible>) ->
             limits,
             clock: config.clock,
             pool: Pool::default(),
-            buffer: RefCell::new(vec![0; READ_BYTES_MAX].into_boxed_slice()),
-            open: Cell::new(0),
-            drain: Cell::new(Drain::Running),
-            drained: Event::new(),
+            connections: Connections::default(),
             drain_grace: config.drain_grace,
             drain_timeout: config.drain_timeout,
             engine,
@@ -144,8 +110,8 @@ fn serve(core: Rc<Core>, listener: TcpListener) -> io::Result<()> {
         let core = core.clone();
         executor.spawn(async move {
             loop {
-                core.reactor.after(pool::IDLE_MAX / 4).await;
-                core.pool.sweep(Instant::now());
+                core.reactor.after(SWEEP_EVERY).await;
+                core.pool.sweep(core.clock.now());
             }
         })
     };

@@ -2,15 +2,18 @@
 //!
 //! Knows a socket that listens; does not know what is said on those it accepts.
 
+use crate::Core;
+use crate::connection::Thread;
 use crate::net::{Listener, Socket};
-use crate::{Core, connection};
 use log::{debug, warn};
 use smol::LocalExecutor;
 use smol::future;
+use std::future::poll_fn;
 use std::io;
 use std::net::TcpListener;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use vllm_proxy_core::carry::Carrier;
 use vllm_proxy_core::exchange::Drain;
 
 /// How long accepting pauses when descriptors have run out.
@@ -27,14 +30,13 @@ pub(crate) async fn serve(
 ) -> io::Result<()> {
     let listener = Listener::new(core.reactor.clone(), listener)?;
     let spawn = |socket| {
-        core.open.set(core.open.get() + 1);
-        executor.spawn(connection::drive(core.clone(), socket)).detach();
+        executor.spawn(Carrier::new(Thread(core.clone()), socket)).detach();
     };
     future::or(accept(&core, &listener, &spawn), core.stopped()).await;
 
     // Balancers in front see `/health` say 503 and clients see `Connection: close` before the port
     // is shut in their faces.
-    core.set_drain(Drain::Grace);
+    core.connections.set_drain(Drain::Grace);
     future::or(accept(&core, &listener, &spawn), async {
         core.reactor.after(core.drain_grace).await;
     })
@@ -45,15 +47,15 @@ pub(crate) async fn serve(
         spawn(socket);
     }
     drop(listener);
-    core.set_drain(Drain::Closing);
+    core.connections.set_drain(Drain::Closing);
     let cut = future::or(
         async {
-            core.emptied().await;
+            poll_fn(|cx| core.connections.poll_emptied(cx)).await;
             0
         },
         async {
             core.reactor.after(core.drain_timeout).await;
-            core.open.get()
+            core.connections.open()
         },
     )
     .await;

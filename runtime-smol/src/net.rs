@@ -1,10 +1,9 @@
 //! Sockets: the one file that knows what they are made of.
 //!
-//! Reads and writes are tried at once and say `None` instead of waiting; waiting is a call of its
-//! own, to the thread's [`Reactor`]. async-net's sockets do the same work with 11.6 system calls
+//! Reads and writes are tried at once and never wait; waiting is a call of its own, to the thread's [`Reactor`]. async-net's sockets do the same work with 11.6 system calls
 //! per request where these need 5.6, so they are left to the prober and the mock.
 
-use crate::reactor::{Reactor, Source};
+use crate::reactor::{Bytes, Reactor, Source};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket as RawSocket, TcpKeepalive, Type};
@@ -13,7 +12,7 @@ use std::io::{self, IoSlice};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use vllm_proxy_core::carry;
+use vllm_proxy_core::carry::{self, Lost, Read, Unconnected};
 use vllm_proxy_core::fleet::Address;
 
 /// How soon a Unix socket whose queue is full is asked again. It cannot be waited for: where TCP
@@ -24,58 +23,59 @@ const CONNECT_AGAIN: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Socket(Source);
 
-impl Socket {
-    /// Reads what is there: `None` if nothing is, 0 at the end.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
-        self.0.try_read(buffer.len(), |fd| {
-            rustix::net::recv(fd, &mut *buffer, RecvFlags::empty()).map(|(bytes, _)| bytes)
-        })
+impl carry::Socket for Socket {
+    type Bytes = Bytes;
+
+    fn read(&self) -> Result<Read<Bytes>, Lost> {
+        let read = self.0.read(|fd, room| {
+            rustix::net::recv(fd, room, RecvFlags::empty()).map(|(bytes, _)| bytes)
+        });
+        match read {
+            Ok(None) => Ok(Read::Nothing),
+            Ok(Some(bytes)) if bytes.is_empty() => Ok(Read::End),
+            // A short read took all there was.
+            Ok(Some(bytes)) => Ok(Read::Some { more: bytes.is_full(), bytes }),
+            Err(_) => Err(Lost),
+        }
     }
 
-    /// Writes what fits: `None` if nothing does.
-    pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<Option<usize>> {
+    fn write(&self, slices: [&[u8]; 2]) -> Result<usize, Lost> {
         let bytes = slices.iter().map(|slice| slice.len()).sum();
-        self.0.try_write(bytes, |fd| match slices {
+        let written = self.0.try_write(bytes, |fd| match slices {
             // `recv` and `send` skip what `read` and `write` do for files (`vfs_read`, `fdget_pos`
             // and so on were 4 % of the samples of a paced event).
-            [slice] => rustix::net::send(fd, slice, SendFlags::NOSIGNAL),
-            _ => rustix::io::writev(fd, slices),
-        })
+            [slice, []] | [[], slice] => rustix::net::send(fd, slice, SendFlags::NOSIGNAL),
+            slices => rustix::io::writev(fd, &slices.map(IoSlice::new)),
+        });
+        written.map(Option::unwrap_or_default).map_err(|_| Lost)
     }
 
-    /// Ready when a read may bring something; a hint, not a promise.
-    pub(crate) fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_readable(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.poll_readable(cx)
     }
 
-    /// Ready when the peer will send nothing more, though bytes may be left to read.
-    pub(crate) fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_ended(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.poll_ended(cx)
     }
 
-    /// Ready when the connection was reset, or lost otherwise.
-    pub(crate) fn poll_failed(&self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_failed(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.poll_failed(cx)
     }
 
-    /// Ready when a write may take something; a hint, not a promise.
-    pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
+    fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
         self.0.poll_writable(cx)
     }
 
-    /// Whether the peer has been silent, as far as is known.
-    pub(crate) fn is_silent(&self) -> bool {
+    fn is_silent(&self) -> bool {
         !self.0.is_readable()
     }
 
-    /// Closes the sending half. What is still read may be a peer's last words.
-    pub(crate) fn shutdown(&self) {
+    fn shutdown(&self) {
         // A peer that is gone already needs no goodbye.
         let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
     }
 
-    /// Makes the close that follows a reset.
-    pub(crate) fn reset(&self) {
+    fn reset(&self) {
         let _ = SockRef::from(&self.0).set_linger(Some(Duration::ZERO));
     }
 }
@@ -114,11 +114,12 @@ pub(crate) async fn connect(reactor: Rc<Reactor>, address: Address) -> io::Resul
     Ok(Socket(source))
 }
 
-/// Whether a connection failed for lack of something here, which says nothing of the peer.
-pub(crate) fn is_ours(error: &io::Error) -> bool {
+/// Whose fault it is that there is no connection.
+pub(crate) fn whose(error: &io::Error) -> Unconnected {
     use rustix::io::Errno;
     let ours = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM, Errno::ADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|code| ours.iter().any(|errno| errno.raw_os_error() == code))
+    let is_ours = |code| ours.iter().any(|errno| errno.raw_os_error() == code);
+    if error.raw_os_error().is_some_and(is_ours) { Unconnected::Ours } else { Unconnected::Theirs }
 }
 
 /// A connection under way.

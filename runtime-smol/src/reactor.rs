@@ -1,4 +1,5 @@
-//! Waiting: one edge-triggered epoll and one table of timers a thread.
+//! Waiting: one edge-triggered epoll and one table of timers a thread, and the room that all of the
+//! thread's reads share.
 //!
 //! Knows descriptors and deadlines; does not know what is read or written. It takes the place of
 //! async-io's reactor on the data path, which arms a descriptor anew for each wait and re-arms a
@@ -11,17 +12,21 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::io;
+use std::ops::Deref;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::{Duration, Instant};
 
 /// Events taken from the kernel at a time.
 const EVENTS_MAX: usize = 256;
+/// What one read takes at most. Large bodies and bursts of events cross in few calls, and a slow
+/// client holds back no more than this of an answer.
+const READ_BYTES_MAX: usize = 64 << 10;
 /// Which event tells of a wake-up by another thread; no source has this key.
 const NOTIFIED: u64 = u64::MAX;
 
@@ -35,6 +40,8 @@ pub(crate) struct Reactor {
     timers_made: Cell<u64>,
     /// Who lets all others go first, until the next turn.
     yielding: RefCell<Vec<Waker>>,
+    /// Where all connections of the thread read to, one at a time; empty while it is lent.
+    room: RefCell<Box<[u8]>>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +88,7 @@ impl Reactor {
             timers: RefCell::default(),
             timers_made: Cell::new(0),
             yielding: RefCell::default(),
+            room: RefCell::default(),
         }))
     }
 
@@ -160,17 +168,9 @@ impl Reactor {
         }
     }
 
-    /// Lets the others go first: whatever is ready now, descriptors and timers too.
-    pub(crate) async fn next_turn(&self) {
-        let mut yielded = false;
-        poll_fn(|cx| {
-            if std::mem::replace(&mut yielded, true) {
-                return Poll::Ready(());
-            }
-            self.yielding.borrow_mut().push(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
+    /// Wakes after the others: whatever is ready now, descriptors and timers too.
+    pub(crate) fn next_turn(&self, cx: &Context<'_>) {
+        self.yielding.borrow_mut().push(cx.waker().clone());
     }
 
     /// Rings what is due.
@@ -267,6 +267,25 @@ impl Source {
         self.readiness.readable.get()
     }
 
+    /// Reads once, into the room that the thread's reads share. `None` if there is nothing to be
+    /// had; no bytes at the end.
+    pub(crate) fn read(
+        &self,
+        mut call: impl FnMut(&OwnedFd, &mut [u8]) -> rustix::io::Result<usize>,
+    ) -> io::Result<Option<Bytes>> {
+        let mut room = self.reactor.room.take();
+        if room.is_empty() {
+            // The first read of all, or one while another's bytes are still looked at.
+            room = vec![0; READ_BYTES_MAX].into_boxed_slice();
+        }
+        let mut bytes = Bytes { reactor: self.reactor.clone(), room, len: 0 };
+        let read = self.try_read(bytes.room.len(), |fd| call(fd, &mut bytes.room))?;
+        Ok(read.map(|len| {
+            bytes.len = len;
+            bytes
+        }))
+    }
+
     /// Tries a call that takes at most `wanted` bytes. `None` if there is nothing to be had.
     pub(crate) fn try_read(
         &self,
@@ -293,6 +312,35 @@ impl Source {
             self.readiness.writable.set(false);
         }
         Ok(written)
+    }
+}
+
+/// What a read brought, in the room that the thread's reads share.
+#[derive(Debug)]
+pub(crate) struct Bytes {
+    reactor: Rc<Reactor>,
+    room: Box<[u8]>,
+    len: usize,
+}
+
+impl Bytes {
+    /// Whether there was no room for more.
+    pub(crate) fn is_full(&self) -> bool {
+        self.len == self.room.len()
+    }
+}
+
+impl Deref for Bytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.room[..self.len]
+    }
+}
+
+impl Drop for Bytes {
+    fn drop(&mut self) {
+        self.reactor.room.replace(std::mem::take(&mut self.room));
     }
 }
 
@@ -386,7 +434,16 @@ impl Timer {
         self.set = Some((key, alarm));
     }
 
-    fn unset(&mut self) {
+    /// Ready when it rings; for ever pending while it is not set.
+    pub(crate) fn poll_rung(&mut self, cx: &Context<'_>) -> Poll<()> {
+        let Some((_, alarm)) = &self.set else { return Poll::Pending };
+        ready!(wait(&alarm.rung, &alarm.waker, cx));
+        self.set = None;
+        Poll::Ready(())
+    }
+
+    /// Rings no more.
+    pub(crate) fn unset(&mut self) {
         if let Some((key, alarm)) = self.set.take()
             && !alarm.rung.get()
         {
@@ -398,14 +455,8 @@ impl Timer {
 impl Future for Timer {
     type Output = ();
 
-    /// For ever pending while it is not set.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some((_, alarm)) = &self.set else { return Poll::Pending };
-        if wait(&alarm.rung, &alarm.waker, cx).is_pending() {
-            return Poll::Pending;
-        }
-        self.set = None;
-        Poll::Ready(())
+        self.poll_rung(cx)
     }
 }
 
@@ -418,6 +469,7 @@ impl Drop for Timer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::future::poll_fn;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
 
@@ -520,7 +572,15 @@ mod tests {
         theirs.write_all(b"x").expect("written");
         reactor.block_on(async {
             assert!(!source.is_readable());
-            reactor.next_turn().await;
+            let mut yielded = false;
+            poll_fn(|cx| {
+                if std::mem::replace(&mut yielded, true) {
+                    return Poll::Ready(());
+                }
+                reactor.next_turn(cx);
+                Poll::Pending
+            })
+            .await;
             assert!(source.is_readable());
         });
     }
