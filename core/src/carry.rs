@@ -10,6 +10,8 @@ mod carrier;
 mod connections;
 mod errands;
 mod pool;
+#[cfg(test)]
+mod tests;
 
 pub use carrier::Carrier;
 pub use connections::Connections;

@@ -30,7 +30,7 @@ mod request;
 mod response;
 mod scanner;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod words;
 
 pub use errand::{Errand, Said};

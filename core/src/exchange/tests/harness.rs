@@ -83,19 +83,7 @@ impl Bench {
     /// Backends that nobody has asked yet.
     pub(super) fn unprobed(backends: u32, limits: Limits, body_memory: u64) -> Self {
         let now = Instant::START + Duration::from_secs(1_000);
-        let config =
-            Config { policy: Policy::RoundRobin, upstreams: 1, body_memory, ..Config::default() };
-        let mut engine = Engine::new(config, 1, now);
-        let specs: Vec<BackendSpec> = (0..backends)
-            .map(|id| BackendSpec {
-                upstream: 0,
-                address: Address::Tcp(SocketAddr::from(([10, 0, 0, id as u8], 80))),
-                authority: format!("b{id}"),
-                prefix: String::new(),
-            })
-            .collect();
-        engine.handle(engine::Input::Discovered(&specs), now);
-        while engine.poll_output().is_some() {}
+        let engine = unprobed(backends, body_memory, now);
         let exchange = Exchange::new(Arc::new(limits), now);
         Self {
             engine,
@@ -132,16 +120,7 @@ impl Bench {
 
     /// The same, of another model.
     pub(super) fn lists(&mut self, id: u32, model: &str) {
-        let raw = format!(r#"{{"id":"{model}"}}"#);
-        let card = ModelCard { id: model.to_string(), raw, ..ModelCard::default() };
-        let probe = Probe {
-            health: 200,
-            models: Some(std::vec![card]),
-            version: Some("0.33.0".to_string()),
-            ..Probe::default()
-        };
-        self.engine.handle(engine::Input::Probed(BackendId(id), Ok(probe)), self.now);
-        while self.engine.poll_output().is_some() {}
+        lists(&mut self.engine, id, model, self.now);
     }
 
     pub(super) fn client(&mut self, bytes: impl AsRef<[u8]>) {
@@ -548,6 +527,38 @@ impl Bench {
         self.exchange.handle(told, self.now);
         true
     }
+}
+
+/// An engine that chooses in turn among so many backends, which nobody has asked yet.
+pub(crate) fn unprobed(backends: u32, body_memory: u64, now: Instant) -> Engine {
+    let config =
+        Config { policy: Policy::RoundRobin, upstreams: 1, body_memory, ..Config::default() };
+    let mut engine = Engine::new(config, 1, now);
+    let specs: Vec<BackendSpec> = (0..backends)
+        .map(|id| BackendSpec {
+            upstream: 0,
+            address: Address::Tcp(SocketAddr::from(([10, 0, 0, id as u8], 80))),
+            authority: format!("b{id}"),
+            prefix: String::new(),
+        })
+        .collect();
+    engine.handle(engine::Input::Discovered(&specs), now);
+    while engine.poll_output().is_some() {}
+    engine
+}
+
+/// A backend answers a probe: it is well and serves a model.
+pub(crate) fn lists(engine: &mut Engine, id: u32, model: &str, now: Instant) {
+    let raw = format!(r#"{{"id":"{model}"}}"#);
+    let card = ModelCard { id: model.to_string(), raw, ..ModelCard::default() };
+    let probe = Probe {
+        health: 200,
+        models: Some(std::vec![card]),
+        version: Some("0.33.0".to_string()),
+        ..Probe::default()
+    };
+    engine.handle(engine::Input::Probed(BackendId(id), Ok(probe)), now);
+    while engine.poll_output().is_some() {}
 }
 
 impl Drop for Bench {

@@ -6,20 +6,20 @@ use std::format;
 use std::string::{String, ToString};
 
 /// A request for the model that every backend serves. Its body is 13 bytes.
-pub(super) const POST: &str =
+pub(crate) const POST: &str =
     "POST /v1/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 13\r\n\r\n{\"model\":\"m\"}";
 /// A request without a body.
 pub(super) const GET: &str = "GET /x HTTP/1.1\r\nHost: h\r\n\r\n";
 /// An answer.
-pub(super) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
+pub(crate) const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi";
 
 /// A message with `|` for each line end.
-pub(super) fn http(text: &str) -> String {
+pub(crate) fn http(text: &str) -> String {
     text.replace('|', "\r\n")
 }
 
 /// Bytes as a transcript shows them.
-pub(super) fn shown(bytes: impl AsRef<[u8]>) -> String {
+pub(crate) fn shown(bytes: impl AsRef<[u8]>) -> String {
     bytes.as_ref().escape_ascii().to_string().replace("\\r\\n", "|").replace("\\\"", "\"")
 }
 
