@@ -1,7 +1,8 @@
 //! Sockets: the one file that knows what they are made of.
 //!
-//! Reads and writes are tried at once and never wait; waiting is a call of its own, to the thread's [`Reactor`]. async-net's sockets do the same work with 11.6 system calls
-//! per request where these need 5.6, so they are left to the prober and the mock.
+//! Reads and writes are tried at once and never wait; waiting is a call of its own, to the thread's
+//! [`Reactor`]. async-net's sockets do the same work with 11.6 system calls per request where these
+//! need 5.6, so they are left to the prober and the mock.
 
 use crate::reactor::{Bytes, Reactor, Source};
 use rustix::fd::{AsFd, OwnedFd};
