@@ -12,11 +12,13 @@ mod errands;
 mod pool;
 #[cfg(test)]
 mod tests;
+mod timers;
 
 pub use carrier::Carrier;
 pub use connections::Connections;
 pub use errands::Errands;
 pub use pool::{Pool, SWEEP_EVERY};
+pub use timers::{Alarm, Timers};
 
 use crate::config::Limits;
 use crate::engine::Engine;

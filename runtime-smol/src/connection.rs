@@ -3,12 +3,11 @@
 //! Knows where each of it is to be had; what is done with it is the carrier's affair.
 
 use crate::Core;
-use crate::clock::Alarm;
 use crate::net::{self, Socket};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Context;
-use vllm_proxy_core::carry::{self, Connecting, Connections, Pool};
+use vllm_proxy_core::carry::{self, Alarm, Connecting, Connections, Pool, Timers};
 use vllm_proxy_core::config::Limits;
 use vllm_proxy_core::engine::Engine;
 use vllm_proxy_core::fleet::Address;
@@ -20,7 +19,7 @@ pub(crate) struct Thread(pub(crate) Rc<Core>);
 
 impl carry::Host for Thread {
     type Socket = Socket;
-    type Timer = Alarm;
+    type Timer = Alarm<Rc<Timers>>;
 
     fn now(&self) -> Instant {
         self.0.clock.now()
@@ -35,8 +34,8 @@ impl carry::Host for Thread {
         Box::pin(async { connecting.await.map_err(|error| net::whose(&error)) })
     }
 
-    fn timer(&self) -> Alarm {
-        Alarm::new(self.0.clock, self.0.reactor.timer())
+    fn timer(&self) -> Alarm<Rc<Timers>> {
+        self.0.reactor.timer()
     }
 
     fn next_turn(&self, cx: &Context<'_>) {

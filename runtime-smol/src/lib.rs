@@ -93,7 +93,7 @@ pub fn run(config: Config, engine: Arc<dyn Lend>, stop: Receiver<Infallible>) ->
         threads.push(
             thread::Builder::new()
                 .name(name)
-                .spawn(move || serve(Rc::new(core(Reactor::new()?)), listener))?,
+                .spawn(move || serve(Rc::new(core(Reactor::new(config.clock)?)), listener))?,
         );
     }
     for thread in threads {

@@ -179,7 +179,8 @@ mod tests {
 
     #[test]
     fn a_full_queue_of_a_unix_socket_is_waited_for() {
-        let reactor = Reactor::new().expect("a reactor");
+        let clock = crate::Clock::new(std::time::Instant::now());
+        let reactor = Reactor::new(clock).expect("a reactor");
         let name = format!("vllm-proxy-smol-{}.sock", std::process::id());
         let path = std::env::temp_dir().join(name);
         let listener = RawSocket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");

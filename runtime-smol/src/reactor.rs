@@ -6,21 +6,22 @@
 //! timerfd and an eventfd at each turn: 3.8 `epoll_ctl`, a `timerfd_settime` and a `read` per
 //! request, all gone here. A descriptor is registered once, and its readiness remembered.
 
+use crate::clock::Clock;
 use rustix::event::epoll::{self, CreateFlags, Event, EventData, EventFlags};
 use rustix::event::{EventfdFlags, Timespec, eventfd};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::ops::Deref;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, Wake, Waker, ready};
-use std::time::{Duration, Instant};
+use std::task::{Context, Poll, Wake, Waker};
+use std::time::Duration;
+use vllm_proxy_core::carry::{Alarm, Timer, Timers};
 
 /// Events taken from the kernel at a time.
 const EVENTS_MAX: usize = 256;
@@ -36,8 +37,8 @@ pub(crate) struct Reactor {
     epoll: OwnedFd,
     notifier: Arc<Notifier>,
     sources: RefCell<Sources>,
-    timers: RefCell<BTreeMap<(Instant, u64), Rc<Alarm>>>,
-    timers_made: Cell<u64>,
+    clock: Clock,
+    timers: Rc<Timers>,
     /// Who lets all others go first, until the next turn.
     yielding: RefCell<Vec<Waker>>,
     /// Where all connections of the thread read to, one at a time; empty while it is lent.
@@ -74,7 +75,7 @@ pub(crate) struct Source {
 }
 
 impl Reactor {
-    pub(crate) fn new() -> io::Result<Rc<Self>> {
+    pub(crate) fn new(clock: Clock) -> io::Result<Rc<Self>> {
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let flags = EventFlags::IN | EventFlags::ET;
@@ -85,8 +86,8 @@ impl Reactor {
             epoll,
             notifier: Arc::new(notifier),
             sources: RefCell::default(),
-            timers: RefCell::default(),
-            timers_made: Cell::new(0),
+            clock,
+            timers: Rc::default(),
             yielding: RefCell::default(),
             room: RefCell::default(),
         }))
@@ -133,8 +134,7 @@ impl Reactor {
         let timeout = if busy {
             Some(Duration::ZERO)
         } else {
-            let timers = self.timers.borrow();
-            timers.keys().next().map(|(at, _)| at.saturating_duration_since(Instant::now()))
+            self.timers.earliest().map(|at| at.since(self.clock.now()))
         };
         let timespec = timeout.map(|timeout| Timespec {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
@@ -162,7 +162,9 @@ impl Reactor {
             }
         }
         drop(sources);
-        self.ring();
+        if self.timers.earliest().is_some() {
+            self.timers.ring(self.clock.now());
+        }
         for waker in yielding {
             waker.wake();
         }
@@ -173,33 +175,16 @@ impl Reactor {
         self.yielding.borrow_mut().push(cx.waker().clone());
     }
 
-    /// Rings what is due.
-    fn ring(&self) {
-        let mut timers = self.timers.borrow_mut();
-        if timers.is_empty() {
-            return;
-        }
-        let now = Instant::now();
-        while let Some(entry) = timers.first_entry() {
-            if entry.key().0 > now {
-                break;
-            }
-            entry.remove().ring();
-        }
-    }
-
     /// A timer that rings after `delay`.
-    pub(crate) fn after(self: &Rc<Self>, delay: Duration) -> Timer {
+    pub(crate) fn after(&self, delay: Duration) -> Alarm<Rc<Timers>> {
         let mut timer = self.timer();
-        if let Some(at) = Instant::now().checked_add(delay) {
-            timer.set(at);
-        }
+        timer.set(self.clock.now() + delay);
         timer
     }
 
     /// A timer that is not set.
-    pub(crate) fn timer(self: &Rc<Self>) -> Timer {
-        Timer { reactor: self.clone(), set: None }
+    pub(crate) fn timer(&self) -> Alarm<Rc<Timers>> {
+        Alarm::new(self.timers.clone())
     }
 }
 
@@ -402,76 +387,16 @@ impl Wake for Notifier {
     }
 }
 
-/// What a set timer rings.
-#[derive(Debug, Default)]
-struct Alarm {
-    rung: Cell<bool>,
-    waker: RefCell<Option<Waker>>,
-}
-
-impl Alarm {
-    fn ring(&self) {
-        self.rung.set(true);
-        wake(&self.waker);
-    }
-}
-
-/// Rings once for each time it is set.
-#[derive(Debug)]
-pub(crate) struct Timer {
-    reactor: Rc<Reactor>,
-    set: Option<((Instant, u64), Rc<Alarm>)>,
-}
-
-impl Timer {
-    /// Rings at `at` and no more when it was to ring.
-    pub(crate) fn set(&mut self, at: Instant) {
-        self.unset();
-        let number = self.reactor.timers_made.get() + 1;
-        self.reactor.timers_made.set(number);
-        let (key, alarm) = ((at, number), Rc::new(Alarm::default()));
-        self.reactor.timers.borrow_mut().insert(key, alarm.clone());
-        self.set = Some((key, alarm));
-    }
-
-    /// Ready when it rings; for ever pending while it is not set.
-    pub(crate) fn poll_rung(&mut self, cx: &Context<'_>) -> Poll<()> {
-        let Some((_, alarm)) = &self.set else { return Poll::Pending };
-        ready!(wait(&alarm.rung, &alarm.waker, cx));
-        self.set = None;
-        Poll::Ready(())
-    }
-
-    /// Rings no more.
-    pub(crate) fn unset(&mut self) {
-        if let Some((key, alarm)) = self.set.take()
-            && !alarm.rung.get()
-        {
-            self.reactor.timers.borrow_mut().remove(&key);
-        }
-    }
-}
-
-impl Future for Timer {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        self.poll_rung(cx)
-    }
-}
-
-impl Drop for Timer {
-    fn drop(&mut self) {
-        self.unset();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::future::poll_fn;
     use std::io::{Read, Write};
     use std::os::unix::net::UnixStream;
+
+    fn reactor() -> Rc<Reactor> {
+        Reactor::new(Clock::new(std::time::Instant::now())).expect("a reactor")
+    }
 
     fn pair(reactor: &Rc<Reactor>) -> (Source, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair");
@@ -486,7 +411,7 @@ mod tests {
 
     #[test]
     fn bytes_and_the_end_behind_them_are_both_seen() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         let (source, mut theirs) = pair(&reactor);
         theirs.write_all(b"abc").expect("written");
         drop(theirs);
@@ -498,7 +423,7 @@ mod tests {
 
     #[test]
     fn an_end_that_comes_after_the_bytes_were_read_is_seen() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         let (source, mut theirs) = pair(&reactor);
         theirs.write_all(b"abc").expect("written");
         reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
@@ -511,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_full_read_leaves_the_source_readable() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         let (source, mut theirs) = pair(&reactor);
         theirs.write_all(b"abcdef").expect("written");
         reactor.block_on(poll_fn(|cx| source.poll_readable(cx)));
@@ -524,7 +449,7 @@ mod tests {
 
     #[test]
     fn a_full_source_becomes_writable_when_the_peer_reads() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         let (source, mut theirs) = pair(&reactor);
         let chunk = [0; 4096];
         let mut written = 0;
@@ -542,23 +467,16 @@ mod tests {
     }
 
     #[test]
-    fn timers_ring_in_order_and_can_be_moved() {
-        let reactor = Reactor::new().expect("a reactor");
-        let start = Instant::now();
-        let mut moved = reactor.after(Duration::from_secs(3_600));
-        let mut late = reactor.after(Duration::from_millis(20));
-        moved.set(start + Duration::from_millis(5));
-        reactor.block_on(&mut moved);
-        assert!(start.elapsed() >= Duration::from_millis(5));
-        reactor.block_on(&mut late);
-        assert!(start.elapsed() >= Duration::from_millis(20));
-        drop((moved, late));
-        assert!(reactor.timers.borrow().is_empty());
+    fn a_timer_ends_a_wait() {
+        let reactor = reactor();
+        let before = reactor.clock.now();
+        reactor.block_on(reactor.after(Duration::from_millis(5)));
+        assert!(reactor.clock.now().since(before) >= Duration::from_millis(5));
     }
 
     #[test]
     fn another_thread_can_wake_it() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         let (sender, receiver) = smol::channel::bounded(1);
         let thread = std::thread::spawn(move || sender.send_blocking(7));
         assert_eq!(reactor.block_on(receiver.recv()), Ok(7));
@@ -567,7 +485,7 @@ mod tests {
 
     #[test]
     fn who_yields_lets_descriptors_go_first() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         let (source, mut theirs) = pair(&reactor);
         theirs.write_all(b"x").expect("written");
         reactor.block_on(async {
@@ -587,7 +505,7 @@ mod tests {
 
     #[test]
     fn slots_are_used_again() {
-        let reactor = Reactor::new().expect("a reactor");
+        let reactor = reactor();
         for _ in 0..3 {
             let (first, _theirs) = pair(&reactor);
             let (second, _others) = pair(&reactor);
