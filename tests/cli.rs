@@ -14,6 +14,9 @@ use std::time::{Duration, Instant};
 /// What must not be printed, whatever is wrong.
 const SECRET: &str = "hunter2";
 
+/// One that is built in.
+const RUNTIME: &str = if cfg!(feature = "smol") { "smol" } else { "glommio" };
+
 /// Every option with its variable, a valid value and a wrong one.
 const OPTIONS: &[(&str, &str, &str, &str)] = &[
     ("--redis", "VLLM_PXY_REDIS", "off", "nowhere"),
@@ -21,7 +24,7 @@ const OPTIONS: &[(&str, &str, &str, &str)] = &[
     ("--http-timeout", "VLLM_PXY_HTTP_TIMEOUT", "0.5", "soon"),
     ("--host", "VLLM_PXY_HOST", "127.0.0.1", "a b"),
     ("--port", "VLLM_PXY_PORT", "0", "65536"),
-    ("--runtime", "VLLM_PXY_RUNTIME", "smol", "tokio"),
+    ("--runtime", "VLLM_PXY_RUNTIME", RUNTIME, "tokio"),
     ("--threads", "VLLM_PXY_THREADS", "2", "0"),
     ("--policy", "VLLM_PXY_POLICY", "round-robin", "random"),
     ("--default-model", "VLLM_PXY_DEFAULT_MODEL", "m", "\n"),
@@ -109,6 +112,30 @@ fn https_upstreams_are_refused_with_advice() {
     let said = refusal(&["server", "https://a"], &[]);
     assert!(said.contains("`https://a` for UPSTREAM: "), "{said}");
     assert!(said.contains("no TLS: let the backend serve plain HTTP"), "{said}");
+}
+
+#[test]
+fn runtimes_that_are_built_in_are_offered() {
+    let (smol, glommio) = (cfg!(feature = "smol"), cfg!(feature = "glommio"));
+    let (offered, usual) = match (smol, glommio) {
+        (true, true) => ("smol or glommio", "smol"),
+        (true, false) => ("smol", "smol"),
+        (false, _) => ("glommio", "glommio"),
+    };
+    let said = refusal(&["server", "--runtime", "tokio", "http://a"], &[]);
+    assert!(said.contains(&format!("expected {offered} (built in)")), "{said}");
+    for (name, is_built_in) in [("smol", smol), ("glommio", glommio)] {
+        if !is_built_in {
+            let said = refusal(&["server", "--runtime", name, "http://a"], &[]);
+            let expected = format!("expected {offered}, since this was built without the feature");
+            assert!(said.contains(&format!("{expected} {name}")), "{said}");
+        }
+    }
+    let help = String::from_utf8(run(&["server", "--help"], &[]).stdout).unwrap();
+    assert!(help.contains(&format!("What moves the bytes: {offered}\n")), "{help}");
+    let default = format!("[variable: VLLM_PXY_RUNTIME] [default: {usual}]");
+    assert!(help.contains(&default), "{help}");
+    assert_eq!(help.contains("io_uring"), glommio, "{help}");
 }
 
 #[rstest]
@@ -346,17 +373,35 @@ impl Drop for Proxy {
 }
 
 #[rstest]
-#[case::term("TERM")]
-#[case::interrupt("INT")]
-fn one_signal_stops_it_cleanly(#[case] signal: &str) {
-    let mut proxy = Proxy::start("--drain-grace 0 http://127.0.0.1:1", &[]);
+#[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
+#[case::term("TERM", "smol")]
+#[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
+#[case::interrupt("INT", "smol")]
+#[cfg_attr(not(feature = "glommio"), ignore = "built without glommio")]
+#[cfg_attr(
+    all(feature = "glommio", io_uring_refused),
+    ignore = "io_uring was refused as this was built"
+)]
+#[case::term_on_glommio("TERM", "glommio")]
+fn one_signal_stops_it_cleanly(#[case] signal: &str, #[case] runtime: &str) {
+    let options = format!("--drain-grace 0 --runtime {runtime} http://127.0.0.1:1");
+    let mut proxy = Proxy::start(&options, &[]);
     proxy.signal(signal);
     assert_eq!(proxy.end(), Some(0));
 }
 
-#[test]
-fn a_second_signal_ends_it_at_once() {
-    let mut proxy = Proxy::start("--drain-grace 600 http://127.0.0.1:1", &[]);
+#[rstest]
+#[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
+#[case::smol("smol")]
+#[cfg_attr(not(feature = "glommio"), ignore = "built without glommio")]
+#[cfg_attr(
+    all(feature = "glommio", io_uring_refused),
+    ignore = "io_uring was refused as this was built"
+)]
+#[case::glommio("glommio")]
+fn a_second_signal_ends_it_at_once(#[case] runtime: &str) {
+    let options = format!("--drain-grace 600 --runtime {runtime} http://127.0.0.1:1");
+    let mut proxy = Proxy::start(&options, &[]);
     proxy.signal("TERM");
     // Two signals that arrive before one is handled are one.
     proxy.logged("stopping");
@@ -365,13 +410,21 @@ fn a_second_signal_ends_it_at_once() {
     assert_eq!(proxy.end(), Some(1));
 }
 
-#[test]
-fn a_port_that_a_proxy_shares_is_taken() {
-    let proxy = Proxy::start("--threads 3 http://127.0.0.1:1", &[]);
+#[rstest]
+#[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
+#[case::smol("smol")]
+#[cfg_attr(not(feature = "glommio"), ignore = "built without glommio")]
+#[cfg_attr(
+    all(feature = "glommio", io_uring_refused),
+    ignore = "io_uring was refused as this was built"
+)]
+#[case::glommio("glommio")]
+fn a_port_that_a_proxy_shares_is_taken(#[case] runtime: &str) {
+    let options = format!("--threads 3 --runtime {runtime} http://127.0.0.1:1");
+    let proxy = Proxy::start(&options, &[]);
     let port = proxy.address.rsplit(':').next().unwrap();
-    let arguments =
-        ["server", "-H", "127.0.0.1", "-p", port, "--threads", "3", "http://127.0.0.1:1"];
-    let said = complaint(&run(&arguments, &[]), 1);
+    let line = format!("server -H 127.0.0.1 -p {port} {options}");
+    let said = complaint(&run(&words(&line), &[]), 1);
     assert!(said.contains("the port is taken"), "{said}");
 }
 

@@ -51,6 +51,7 @@ use std::time::{Duration, Instant};
 
 use answer::Transcript;
 use cases::{Case, Expected, Rewrite};
+use rstest::rstest;
 use servers::{Address, Program};
 
 /// Longest silence in the middle of an answer.
@@ -271,14 +272,22 @@ fn verdict(failures: &[String], total: usize) {
 }
 
 /// One server behind the proxy: nothing at all may differ.
-#[test]
-fn one_model_answers_as_its_bare_server() {
+#[rstest]
+#[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
+#[case::smol("smol")]
+#[cfg_attr(not(feature = "glommio"), ignore = "built without glommio")]
+#[cfg_attr(
+    all(feature = "glommio", io_uring_refused),
+    ignore = "io_uring was refused as this was built"
+)]
+#[case::glommio("glommio")]
+fn one_model_answers_as_its_bare_server(#[case] runtime: &str) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let bare = Bare::first();
     assert!(servers::healthy(&bare.addr), "{} is not healthy", bare.addr);
     let cases = all_cases(&bare.model);
     let running = servers::address_from("VLLM_PXY_TEST_PROXY");
-    let started = running.is_none().then(|| Program::proxy(&[&bare.addr]));
+    let started = running.is_none().then(|| Program::proxy(runtime, &[&bare.addr]));
     let proxy =
         running.or(started.as_ref().map(|p| p.addr.clone())).expect("one of the two is there");
     let failures = compare_all(&bare, &proxy, &cases);
@@ -316,11 +325,19 @@ fn every_registered_route_has_a_case() {
 
 /// Two models behind the proxy: each answers as its own bare server, and a request that names
 /// none as the first.
-#[test]
-fn two_models_answer_as_their_bare_servers() {
+#[rstest]
+#[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
+#[case::smol("smol")]
+#[cfg_attr(not(feature = "glommio"), ignore = "built without glommio")]
+#[cfg_attr(
+    all(feature = "glommio", io_uring_refused),
+    ignore = "io_uring was refused as this was built"
+)]
+#[case::glommio("glommio")]
+fn two_models_answer_as_their_bare_servers(#[case] runtime: &str) {
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let (first, second) = (Bare::first(), Bare::second());
-    let proxy = Program::proxy(&[&first.addr, &second.addr]);
+    let proxy = Program::proxy(runtime, &[&first.addr, &second.addr]);
     let mut failures =
         lists_both(&first, &second, &proxy.addr).err().into_iter().collect::<Vec<_>>();
     let mut total = 1;

@@ -47,6 +47,9 @@ mod realtime;
 mod redis_unusable;
 #[path = "end_to_end/redis_urls.rs"]
 mod redis_urls;
+#[cfg(feature = "glommio")]
+#[path = "end_to_end/refused.rs"]
+mod refused;
 #[path = "end_to_end/relay.rs"]
 mod relay;
 #[path = "end_to_end/replicas.rs"]

@@ -10,6 +10,7 @@
 
 mod wording;
 
+use crate::config::Runtime;
 use crate::usage::UsageError;
 use crate::{demo, mock, simulate};
 use clap::error::ErrorKind;
@@ -290,10 +291,13 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "N", help_heading = "Resources", allow_negative_numbers = true)]
     pub(crate) threads: Vec<OsString>,
 
-    /// What moves the bytes: smol
-    ///
-    /// [variable: VLLM_PXY_RUNTIME] [default: smol]
-    #[arg(long, help_heading = "Resources")]
+    // What it says depends on what is built in.
+    #[arg(
+        long,
+        help = runtime_help(),
+        long_help = runtime_help_long(),
+        help_heading = "Resources"
+    )]
     pub(crate) runtime: Vec<OsString>,
 
     /// Seconds between a signal to stop and the end of listening
@@ -322,6 +326,24 @@ pub(crate) struct HealthArgs {
     /// 127.0.0.1:8000. An address to listen on any interface stands for this machine. What a server
     /// was told by --host and --port is not known here.
     pub(crate) addr: Option<OsString>,
+}
+
+fn runtime_help() -> String {
+    format!("What moves the bytes: {}", Runtime::names())
+}
+
+fn runtime_help_long() -> String {
+    let mut text = runtime_help();
+    if cfg!(feature = "glommio") {
+        text += "\n\nglommio works through io_uring: it needs Linux 6.1, a container or sandbox that \
+                 allows io_uring, and memory that may be locked. What is missing is told at the \
+                 start; how to give it is in `vllm-proxy readme`.";
+    }
+    if cfg!(all(feature = "smol", feature = "glommio")) {
+        text += " smol runs anywhere.";
+    }
+    let usual = Runtime::usual().name();
+    text + &format!("\n\n[variable: VLLM_PXY_RUNTIME] [default: {usual}]")
 }
 
 impl GlobalArgs {

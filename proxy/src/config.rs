@@ -65,21 +65,45 @@ pub(crate) struct Server {
 pub(crate) enum Runtime {
     #[cfg(feature = "smol")]
     Smol,
+    #[cfg(feature = "glommio")]
+    Glommio,
 }
 
-#[cfg(not(feature = "smol"))]
-compile_error!("a proxy needs a runtime: build with `--features smol`");
+#[cfg(not(any(feature = "smol", feature = "glommio")))]
+compile_error!("a proxy needs a runtime: build with the feature `smol`, `glommio` or both");
 
 impl Runtime {
     const ALL: &[Self] = &[
         #[cfg(feature = "smol")]
         Self::Smol,
+        #[cfg(feature = "glommio")]
+        Self::Glommio,
     ];
+
+    /// Those that somebody may ask for who does not know how this was built.
+    const ELSEWHERE: &[&str] = &[
+        #[cfg(not(feature = "smol"))]
+        "smol",
+        #[cfg(not(feature = "glommio"))]
+        "glommio",
+    ];
+
+    /// Which there are, for people.
+    pub(crate) fn names() -> String {
+        Self::ALL.iter().map(|runtime| runtime.name()).collect::<Vec<_>>().join(" or ")
+    }
+
+    /// The one that nobody has to ask for.
+    pub(crate) fn usual() -> Self {
+        Self::ALL[0]
+    }
 
     pub(crate) const fn name(self) -> &'static str {
         match self {
             #[cfg(feature = "smol")]
             Self::Smol => "smol",
+            #[cfg(feature = "glommio")]
+            Self::Glommio => "glommio",
         }
     }
 }
@@ -164,7 +188,7 @@ fn everything(
         upstreams,
         host: read.value(&args.host, HOST, &values::listen_host)?.unwrap_or(DEFAULT_HOST),
         port: read.value(&args.port, PORT, &values::listen_port)?.unwrap_or(DEFAULT_PORT),
-        runtime: read.value(&args.runtime, RUNTIME, &runtime)?.unwrap_or(Runtime::ALL[0]),
+        runtime: read.value(&args.runtime, RUNTIME, &runtime)?.unwrap_or(Runtime::usual()),
         threads: read.value(&args.threads, THREADS, &values::threads)?,
         policy: read.value(&args.policy, POLICY, &policy)?.unwrap_or_default(),
         default_model: read.value(&args.default_model, DEFAULT_MODEL, &values::model)?,
@@ -294,9 +318,15 @@ fn forward_unknown(
 }
 
 fn runtime(text: &str) -> Result<Runtime, Invalid> {
-    let names: Vec<_> = Runtime::ALL.iter().map(|runtime| runtime.name()).collect();
     let found = Runtime::ALL.iter().find(|runtime| runtime.name() == text).copied();
-    found.ok_or_else(|| Invalid::expected(format!("{} (built in)", names.join(" or "))))
+    found.ok_or_else(|| {
+        let names = Runtime::names();
+        Invalid::expected(if Runtime::ELSEWHERE.contains(&text) {
+            format!("{names}, since this was built without the feature {text}")
+        } else {
+            format!("{names} (built in)")
+        })
+    })
 }
 
 fn policy(text: &str) -> Result<Policy, Invalid> {

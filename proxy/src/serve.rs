@@ -24,6 +24,10 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
     let threads = server.threads.or_else(|| thread::available_parallelism().ok());
     let threads = threads.map_or(1, std::num::NonZero::get);
     let body_memory = server.body_memory.unwrap_or_else(|| memory::available() / 4);
+    #[cfg(feature = "glommio")]
+    if server.runtime == Runtime::Glommio {
+        vllm_proxy_glommio::check(threads).map_err(refused)?;
+    }
     let listeners = listen(&server, threads)?;
     let address = listeners.first().and_then(|listener| listener.local_addr().ok());
 
@@ -99,6 +103,17 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
     Ok(())
 }
 
+/// What to say where io_uring is refused.
+#[cfg(feature = "glommio")]
+fn refused(why: vllm_proxy_glommio::Unusable) -> String {
+    let way_out = if cfg!(feature = "smol") {
+        "`--runtime smol` works anywhere"
+    } else {
+        "a build with smol works anywhere"
+    };
+    format!("cannot run on glommio: {why}; {way_out}")
+}
+
 /// Where the runtime takes over, until all connections are done.
 fn front_end(
     server: &Server,
@@ -119,6 +134,17 @@ fn front_end(
                 drain_timeout: server.drain_timeout,
             };
             vllm_proxy_smol::run(config, engine, stop)
+        }
+        #[cfg(feature = "glommio")]
+        Runtime::Glommio => {
+            let config = vllm_proxy_glommio::Config {
+                listeners,
+                limits,
+                clock: vllm_proxy_glommio::Clock::new(start),
+                drain_grace: server.drain_grace,
+                drain_timeout: server.drain_timeout,
+            };
+            vllm_proxy_glommio::run(config, engine, stop)
         }
     }
 }

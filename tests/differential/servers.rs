@@ -40,10 +40,10 @@ pub(crate) struct Program {
 }
 
 impl Program {
-    /// A proxy before these servers.
-    pub(crate) fn proxy(upstreams: &[&Address]) -> Self {
-        let mut args: Vec<String> =
-            ["server", "-R", "off", "-H", "127.0.0.1", "-p", "0"].map(str::to_owned).to_vec();
+    /// A proxy on this runtime before these servers.
+    pub(crate) fn proxy(runtime: &str, upstreams: &[&Address]) -> Self {
+        let args = ["server", "-R", "off", "-H", "127.0.0.1", "-p", "0", "--runtime", runtime];
+        let mut args: Vec<String> = args.map(str::to_owned).to_vec();
         args.extend(upstreams.iter().map(ToString::to_string));
         Self::start(&args)
     }

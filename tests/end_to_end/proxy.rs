@@ -15,24 +15,20 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Runtime {
     Smol,
+    Glommio,
 }
 
 impl Runtime {
     const fn name(self) -> &'static str {
         match self {
             Self::Smol => "smol",
-        }
-    }
-
-    /// Whether it is built in and this machine lets it run.
-    pub(crate) const fn is_possible(self) -> bool {
-        match self {
-            Self::Smol => true,
+            Self::Glommio => "glommio",
         }
     }
 }
 
-/// Makes each of these functions a test on every runtime.
+/// Makes each of these functions a test on every runtime. Those of one that is not built in, or is
+/// refused by this machine, count as ignored and say why.
 macro_rules! on_every_runtime {
     ($($test:ident),+ $(,)?) => {
         mod tests {
@@ -40,13 +36,16 @@ macro_rules! on_every_runtime {
 
             $(
                 #[rstest::rstest]
+                #[cfg_attr(not(feature = "smol"), ignore = "built without smol")]
                 #[case::smol(Runtime::Smol)]
+                #[cfg_attr(not(feature = "glommio"), ignore = "built without glommio")]
+                #[cfg_attr(
+                    all(feature = "glommio", io_uring_refused),
+                    ignore = "io_uring was refused as this was built"
+                )]
+                #[case::glommio(Runtime::Glommio)]
                 fn $test(#[case] runtime: Runtime) {
-                    if runtime.is_possible() {
-                        super::$test(runtime);
-                    } else {
-                        println!("skipped: {runtime:?} cannot run here");
-                    }
+                    super::$test(runtime);
                 }
             )+
         }
@@ -105,14 +104,22 @@ impl Proxy {
         let mut args = vec!["-p", "0"];
         args.extend_from_slice(options);
         let mut proxy = Self::spawn(runtime, &args, variables, upstreams);
+        proxy.await_listening();
+        proxy
+    }
+
+    /// Waits until it listens, and remembers where.
+    pub(crate) fn await_listening(&mut self) {
         let deadline = Instant::now() + PATIENCE;
-        let entries = proxy.log.wait(deadline, |log| log.ended || find(log, "listening").is_some());
+        let entries = self.log.wait(deadline, |log| log.ended || find(log, "listening").is_some());
         let address = find(&entries, "listening")
             .and_then(|entry| entry["values"]["address"].as_str()?.parse().ok());
         drop(entries);
-        let Some(address) = address else { panic!("it does not listen: {}", proxy.told()) };
-        proxy.address = address;
-        proxy
+        let Some(address) = address else {
+            let why = if self.log.lock().ended { self.stderr() } else { String::new() };
+            panic!("it does not listen: {}\n{why}", self.told())
+        };
+        self.address = address;
     }
 
     /// As it is, whatever comes of it.
@@ -122,7 +129,18 @@ impl Proxy {
         variables: &[(&str, &str)],
         upstreams: &[String],
     ) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
+        let program = Command::new(env!("CARGO_BIN_EXE_vllm-proxy"));
+        Self::spawn_by(program, runtime, options, variables, upstreams)
+    }
+
+    /// The same, by a command that is given what to do.
+    pub(crate) fn spawn_by(
+        mut command: Command,
+        runtime: Runtime,
+        options: &[&str],
+        variables: &[(&str, &str)],
+        upstreams: &[String],
+    ) -> Self {
         for (name, _) in std::env::vars_os() {
             if ["VLLM_PXY_", "SSL_CERT_"].iter().any(|one| name.to_string_lossy().starts_with(one))
             {

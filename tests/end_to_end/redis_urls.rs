@@ -10,6 +10,7 @@ use crate::replicas_faults::{ALONE, UNKEPT, UNUSABLE, await_well};
 use crate::wire::get;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// What proxies are to trust so that they believe a Redis with [`tls_options`].
 pub(crate) fn authority() -> String {
@@ -73,7 +74,10 @@ pub(crate) struct TempPath(PathBuf);
 
 impl TempPath {
     pub(crate) fn new(name: &str) -> Self {
-        let name = format!("vllm-proxy-{name}-{}", std::process::id());
+        // Cases of one test run at the same time.
+        static MADE: AtomicU64 = AtomicU64::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("vllm-proxy-{name}-{}-{number}", std::process::id());
         Self(std::env::temp_dir().join(name))
     }
 

@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, Then};
 use crate::proxy::{Proxy, Runtime, on_every_runtime};
+use crate::redis_urls::TempPath;
 use crate::wire::{End, Message, assert_bytes, chat, get, ok, post};
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex};
@@ -169,9 +170,9 @@ fn connections_to_backends_are_used_again(runtime: Runtime) {
 
 fn a_unix_socket_is_an_upstream(runtime: Runtime) {
     use std::io::{Read, Write};
-    let path = std::env::temp_dir().join(format!("vllm-proxy-e2e-{}.sock", std::process::id()));
-    let _ = std::fs::remove_file(&path);
-    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let path = TempPath::new("e2e.sock");
+    let _ = std::fs::remove_file(path.as_str());
+    let listener = std::os::unix::net::UnixListener::bind(path.as_str()).unwrap();
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(Result::ok) {
             std::thread::spawn(move || {
@@ -186,13 +187,12 @@ fn a_unix_socket_is_an_upstream(runtime: Runtime) {
             });
         }
     });
-    let upstream = format!("unix://{}", path.display());
+    let upstream = format!("unix://{}", path.as_str());
     let proxy = Proxy::before(runtime, &[], &[upstream]);
     proxy.await_entries("backend is up", 1);
     let mut client = proxy.client();
     client.send(get("/some/path"));
     assert_eq!(client.answer().unwrap().text(), "/some/path");
-    std::fs::remove_file(&path).unwrap();
 }
 
 on_every_runtime![

@@ -8,6 +8,7 @@ use crate::company::{
 };
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
 use crate::redis::{RedisServer, free_port};
+use crate::redis_urls::TempPath;
 use crate::wire::{framed, get, ok, post};
 use rustix::process::{Signal, kill_process};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -182,8 +183,8 @@ fn who_sleeps_is_known_to_all(runtime: Runtime) {
 }
 
 fn databases_are_apart_and_ways_to_one_are_not(runtime: Runtime) {
-    let socket = std::env::temp_dir().join(format!("vllm-proxy-test-{}.sock", std::process::id()));
-    let socket = socket.to_str().expect("it is text");
+    let socket = TempPath::new("redis.sock");
+    let socket = socket.as_str();
     let redis = RedisServer::start(&["--unixsocket", socket]);
     let backend = holding("a");
     let (tcp, unix) = (redis.url(), format!("redis+unix://{socket}"));
@@ -195,9 +196,6 @@ fn databases_are_apart_and_ways_to_one_are_not(runtime: Runtime) {
     assert_eq!([&a, &b, &c, &d].map(alive), [1; 4]);
     drop(held);
     eventually("it is over", || (elsewhere(&b), elsewhere(&d)) == (0, 0));
-    drop([a, b, c, d]);
-    drop(redis);
-    std::fs::remove_file(socket).expect("redis-server was killed and left it");
 }
 
 /// Of an authority that nobody else trusts, whose key is gone: it vouches for 127.0.0.1, to 2120.
