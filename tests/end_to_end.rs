@@ -16,6 +16,8 @@
 mod backend;
 #[path = "end_to_end/company.rs"]
 mod company;
+#[path = "end_to_end/keyed.rs"]
+mod keyed;
 #[path = "end_to_end/proxy.rs"]
 mod proxy;
 #[path = "end_to_end/redis.rs"]
@@ -25,6 +27,8 @@ mod sockets;
 #[path = "end_to_end/wire.rs"]
 mod wire;
 
+#[path = "end_to_end/abandoned.rs"]
+mod abandoned;
 #[path = "end_to_end/events.rs"]
 mod events;
 #[path = "end_to_end/failing.rs"]

@@ -166,6 +166,19 @@ impl Backend {
         self.shared.lock().heads.len()
     }
 
+    /// Connections that are open.
+    pub(crate) fn open(&self) -> usize {
+        self.shared.lock().open.len()
+    }
+
+    /// Closes every connection.
+    pub(crate) fn hang_up(&self) {
+        for (_, stream) in &self.shared.lock().open {
+            // It may be closed already.
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    }
+
     /// The heads of requests that came, probes apart.
     pub(crate) fn heads(&self) -> Vec<Vec<u8>> {
         self.shared.lock().heads.clone()
