@@ -16,7 +16,8 @@ use std::{error, fs, io};
 const LEAST_KIB: u64 = 512;
 /// What a thread locks: 64 KiB registered with each of the three rings that glommio 0.9 makes for
 /// an executor, these rings as small as may be, and ours with its queues (16 bytes for each
-/// completion and each buffer, 68 for each operation; not the buffers themselves). Two, four and eight threads took 325 to 330 KiB each on Linux 6.18.
+/// completion and each buffer, 68 for each operation; not the buffers themselves). Two, four and
+/// eight threads took 325 to 330 KiB each on Linux 6.18.
 const THREAD_KIB: u64 = 336;
 /// Entries of the ring that is only tried. It locks 8 KiB, for a moment longer than it lives.
 const TRIED_ENTRIES: u32 = 8;

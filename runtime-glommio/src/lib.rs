@@ -1,6 +1,6 @@
 //! The front end for hosts with io_uring: one glommio executor pinned to each core, with a ring of
-//! its own, a listener of its own on the shared port (`SO_REUSEPORT`) and a pool of idle connections
-//! to backends. Nothing but the engine is shared between threads.
+//! its own, a listener of its own on the shared port (`SO_REUSEPORT`) and a pool of idle
+//! connections to backends. Nothing but the engine is shared between threads.
 //!
 //! It has sockets, timers and wake-ups, and decides nothing: what is done with them is said by
 //! [`carry`](vllm_proxy_core::carry), and no condition here looks at a header, a status, a model, a
@@ -47,8 +47,8 @@ use vllm_proxy_core::exchange::Drain;
 
 /// Entries of the rings that glommio makes for itself, which stay empty: as few as it takes.
 const RING_DEPTH: usize = 8;
-/// How often glommio would have a task let others run. Ours do so by themselves, and its timer would
-/// only wake the thread.
+/// How often glommio would have a task let others run. Ours do so by themselves, and its timer
+/// would only wake the thread.
 const PREEMPT: Duration = Duration::from_secs(24 * 3_600);
 
 /// What [`run`] needs.

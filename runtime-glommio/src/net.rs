@@ -1,7 +1,7 @@
 //! Sockets: the one file that knows what they are made of.
 //!
-//! What is read was received by the ring before; writes are tried at once and never wait. Waiting is
-//! a call of its own, to the thread's [`Reactor`].
+//! What is read was received by the ring before; writes are tried at once and never wait. Waiting
+//! is a call of its own, to the thread's [`Reactor`].
 
 use crate::reactor::{Reactor, Source};
 use crate::ring::Bytes;

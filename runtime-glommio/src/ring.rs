@@ -6,9 +6,9 @@
 //! else is ever lent to it: an operation here carries numbers only. And a buffer is in one hand at
 //! a time: given to the kernel, or within one [`Bytes`], which gives it back when dropped.
 //!
-//! There are as many buffers as one turn fills on a busy thread, and all its connections share them.
-//! Where none is left, receiving ends and is asked for again, at the cost of one completion; what
-//! is not read within its turn is copied out of them.
+//! There are as many buffers as one turn fills on a busy thread, and all its connections share
+//! them. Where none is left, receiving ends and is asked for again, at the cost of one completion;
+//! what is not read within its turn is copied out of them.
 //!
 //! Knows operations and buffers; does not know who waits for which.
 

@@ -6,6 +6,7 @@ use rstest::rstest;
 use std::io::{Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::time::Instant as Clocked;
+use vllm_proxy_core::carry::{Lost, Read};
 use vllm_proxy_core::rng::Rng;
 
 /// Runs this on an executor with a reactor, or says that there is no ring to be had here.
@@ -269,30 +270,4 @@ fn tasks_end_with_the_reactor() {
         reactor.end(|| waker.take().expect("it waits").wake()).await;
         assert!(dropped.get());
     });
-}
-
-#[rstest]
-#[case::busy(64, 64, 5, true)]
-#[case::too_few_completions(31, 31, 5, false)]
-#[case::too_few_peers(500, 8, 5, false)]
-#[case::after_a_pause(64, 64, 10, false)]
-fn a_busy_thread_is_told_from_others(
-    #[case] completions: u32,
-    #[case] sources: u32,
-    #[case] millis: u64,
-    #[case] is_busy: bool,
-) {
-    let mut pace = Pace::default();
-    let start = Instant::from_millis(1_000);
-    pace.turn(start);
-    let counted: Vec<_> = (0..sources).map(|_| Cell::new(0)).collect();
-    for number in 0..completions {
-        pace.count(&counted[(number % sources) as usize]);
-    }
-    pace.turn(start + Duration::from_micros(4_999));
-    assert!(!pace.is_busy, "it has not been watched for long enough");
-    pace.turn(start + Duration::from_millis(millis));
-    assert_eq!(pace.is_busy, is_busy);
-    pace.turn(start + Duration::from_millis(millis + 5));
-    assert!(!pace.is_busy, "nothing came since");
 }
