@@ -39,6 +39,7 @@ pub(crate) async fn serve(core: Rc<Core>, listener: TcpListener) {
     })
     .await;
 
+    listener.rest().await;
     // What the kernel has accepted already would be reset by the close.
     while let Ok(Some(socket)) = listener.accept_now() {
         spawn(socket);

@@ -150,6 +150,12 @@ impl Listener {
         }
     }
 
+    /// Stops waiting for clients. A close that follows is at once: in the time that the kernel takes
+    /// to forget the listener clients would come in who nobody takes.
+    pub(crate) async fn rest(&self) {
+        poll_fn(|cx| self.source.poll_unwatched(cx)).await;
+    }
+
     /// A client that waits already.
     pub(crate) fn accept_now(&self) -> io::Result<Option<Socket>> {
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;

@@ -31,7 +31,7 @@ mod tests;
 pub(crate) use source::Source;
 
 use crate::clock::Clock;
-use crate::ring::{Bytes, Completion, Ring};
+use crate::ring::{Completion, Ring};
 use line::{Kind, Line, wake};
 use pace::Pace;
 use rustix::fd::OwnedFd;
@@ -229,7 +229,7 @@ impl Reactor {
                 true
             }
             Kind::Writable => {
-                line.writable.set(true);
+                line.writable_by(completion.result);
                 false
             }
         };
@@ -238,7 +238,7 @@ impl Reactor {
             return;
         }
         wake(if reads { &line.reader } else { &line.writer });
-        if !line.arrived.borrow().is_empty() {
+        if !line.arrived.borrow().is_empty() && !line.fresh.replace(true) {
             self.fresh.borrow_mut().push(line);
         }
     }
@@ -248,8 +248,8 @@ impl Reactor {
     fn keep_what_was_left(&self) {
         let mut fresh = self.fresh.take();
         for line in fresh.drain(..) {
-            let kept: usize = line.arrived.borrow_mut().iter_mut().map(Bytes::keep).sum();
-            if kept > AHEAD_BYTES_MAX {
+            line.fresh.set(false);
+            if line.keep() > AHEAD_BYTES_MAX {
                 self.stop_receiving(&line);
             }
         }

@@ -85,16 +85,18 @@ impl Ring {
             .setup_clamp()
             .setup_cqsize(COMPLETIONS)
             .build(ENTRIES)?;
+        let gathers = ring.params().is_feature_min_timeout();
         let [small, large] = [SMALL, LARGE].map(|size| Rc::new(Buffers::new(size)));
-        for buffers in [&small, &large] {
+        let own = Self { ring: RefCell::new(ring), small, large, gathers };
+        for buffers in [&own.small, &own.large] {
             let Size { group, count, .. } = buffers.size;
             let entries = buffers.entries.as_ptr() as u64;
+            let ring = own.ring.borrow();
             // SAFETY: the entries are aligned to a page, as many as said, and outlive the
             // registration: they are freed after `Drop` has ended it, or never.
             unsafe { ring.submitter().register_buf_ring_with_flags(entries, count, group, 0)? };
         }
-        let gathers = ring.params().is_feature_min_timeout();
-        Ok(Self { ring: RefCell::new(ring), small, large, gathers })
+        Ok(own)
     }
 
     /// Asks for an operation.
@@ -121,9 +123,10 @@ impl Ring {
         self.push(entry.flags(squeue::Flags::BUFFER_SELECT), name);
     }
 
-    /// Has one of these events told, once.
-    pub(crate) fn poll(&self, fd: RawFd, events: u32, name: u64) {
-        self.push(opcode::PollAdd::new(Fd(fd), events).build(), name);
+    /// Has these events told, once or as they come. The kernel adds that the peer has ended or the
+    /// connection is lost, whatever was asked for.
+    pub(crate) fn poll(&self, fd: RawFd, events: u32, again: bool, name: u64) {
+        self.push(opcode::PollAdd::new(Fd(fd), events).multi(again).build(), name);
     }
 
     /// Ends what was asked for by that name. It says so itself; this says something only if there
@@ -243,12 +246,16 @@ impl Bytes {
         }
     }
 
-    /// Takes them out of the ring's buffer, if they are in one, and says how many they are.
-    pub(crate) fn keep(&mut self) -> usize {
-        if let Self::Lent(lent) = self {
-            *self = Self::Kept(lent.to_vec());
+    /// The same bytes and these behind them, in no buffer of the ring.
+    pub(crate) fn kept_with(self, more: impl Iterator<Item = Self>) -> Self {
+        let mut all = match self {
+            Self::Lent(lent) => lent.to_vec(),
+            Self::Kept(kept) => kept,
+        };
+        for bytes in more {
+            all.extend_from_slice(&bytes);
         }
-        self.len()
+        Self::Kept(all)
     }
 }
 

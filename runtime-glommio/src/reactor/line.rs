@@ -19,8 +19,9 @@ pub(super) enum Kind {
     Receive,
     /// Once, when it may be read: for what is not received from.
     Readable,
+    /// Whenever there is room.
     Writable,
-    /// Once, when the peer has ended, or is lost.
+    /// When the peer has ended, or is lost.
     End,
 }
 
@@ -52,6 +53,8 @@ pub(super) struct Line {
     /// before has been read, so that who does not read fills its peer's memory and not ours. For
     /// how many more, unless one is filled again.
     pub(super) bulk: Cell<u8>,
+    /// Something arrived since the last turn.
+    pub(super) fresh: Cell<bool>,
     /// Its source is gone.
     pub(super) dropped: Cell<bool>,
     /// When it was counted last by who watches how busy the thread is.
@@ -74,6 +77,7 @@ impl Line {
             asked_at: Cell::new(0),
             cancelled: Cell::new(false),
             bulk: Cell::new(0),
+            fresh: Cell::new(false),
             dropped: Cell::new(false),
             counted: Cell::new(0),
             reader: RefCell::default(),
@@ -106,13 +110,38 @@ impl Line {
         }
     }
 
+    /// The kernel says that the peer has ended, to whoever asked for whatever.
     pub(super) fn ended_by(&self, result: Result<u32, Errno>) {
-        match result.map(|events| PollFlags::from_bits_truncate(events as u16)) {
-            Ok(events) if events.intersects(PollFlags::ERR) => self.failed.set(true),
-            Ok(_) => self.hung_up.set(true),
-            Err(_) => {}
+        let events = events(result);
+        if events.intersects(PollFlags::ERR) {
+            self.failed.set(true);
+        } else if !events.is_empty() {
+            self.hung_up.set(true);
         }
     }
+
+    pub(super) fn writable_by(&self, result: Result<u32, Errno>) {
+        let wanted = PollFlags::OUT | PollFlags::ERR | PollFlags::HUP;
+        if result.is_err() || events(result).intersects(wanted) {
+            self.writable.set(true);
+        } else {
+            self.ended_by(result);
+        }
+    }
+
+    /// Takes what arrived out of the ring's buffers, and says how much it is.
+    pub(super) fn keep(&self) -> usize {
+        let mut arrived = self.arrived.borrow_mut();
+        let Some(first) = arrived.pop_front() else { return 0 };
+        let kept = first.kept_with(arrived.drain(..));
+        let len = kept.len();
+        arrived.push_back(kept);
+        len
+    }
+}
+
+fn events(result: Result<u32, Errno>) -> PollFlags {
+    PollFlags::from_bits_truncate(result.unwrap_or_default() as u16)
 }
 
 pub(super) fn wake(waiting: &RefCell<Option<Waker>>) {

@@ -38,7 +38,10 @@ impl Source {
 
     fn ask(&self, kind: Kind, events: PollFlags) {
         if self.asks(kind) {
-            self.reactor.ring.poll(self.raw(), events.bits().into(), self.line.name(kind));
+            // Told once, a peer that has ended would be told of again each time it is asked for.
+            let again = kind != Kind::Readable;
+            let (fd, name) = (self.raw(), self.line.name(kind));
+            self.reactor.ring.poll(fd, events.bits().into(), again, name);
         }
     }
 
@@ -84,6 +87,16 @@ impl Source {
         wait(self.line.readable.get(), &self.line.reader, cx)
     }
 
+    /// Ready when the kernel no longer watches whether it may be read: what it watches stays open
+    /// for as long, whoever closes it.
+    pub(crate) fn poll_unwatched(&self, cx: &Context<'_>) -> Poll<()> {
+        let line = &self.line;
+        if line.is_asked(Kind::Readable) && !line.cancelled.replace(true) {
+            self.reactor.ring.cancel(line.name(Kind::Readable), NOBODY);
+        }
+        wait(!line.is_asked(Kind::Readable), &line.reader, cx)
+    }
+
     /// Ready when a write may take something, or fail.
     pub(crate) fn poll_writable(&self, cx: &Context<'_>) -> Poll<()> {
         if !self.line.writable.get() {
@@ -106,9 +119,8 @@ impl Source {
     /// Ready when the connection is lost. Wakes the same task as [`Source::poll_ended`].
     pub(crate) fn poll_failed(&self, cx: &Context<'_>) -> Poll<()> {
         let line = &self.line;
-        // After both halves were closed there is nothing more to be said, again and again.
-        if !line.failed.get() && !line.is_asked(Kind::Receive) && !line.hung_up.get() {
-            self.ask(Kind::End, PollFlags::empty());
+        if !line.failed.get() && !line.is_asked(Kind::Receive) {
+            self.ask(Kind::End, PollFlags::RDHUP);
         }
         wait(line.failed.get(), &line.reader, cx)
     }

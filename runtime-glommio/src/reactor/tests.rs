@@ -1,9 +1,13 @@
 //! What the reactor promises, over pairs of Unix sockets and a real ring.
 
 use super::*;
+use crate::ring::Bytes;
 use glommio::{LocalExecutorBuilder, Placement};
 use rstest::rstest;
+use rustix::net::SendFlags;
+use socket2::SockRef;
 use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Instant as Clocked;
 use vllm_proxy_core::carry::{Lost, Read};
@@ -176,6 +180,79 @@ fn a_full_source_becomes_writable_when_the_peer_reads() {
         });
         poll_fn(|cx| source.poll_writable(cx)).await;
         reader.join().expect("joined");
+    });
+}
+
+fn tcp_pair(reactor: &Rc<Reactor>) -> (Source, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bound");
+    let theirs = TcpStream::connect(listener.local_addr().expect("bound")).expect("connected");
+    let (ours, _) = listener.accept().expect("accepted");
+    ours.set_nonblocking(true).expect("a socket");
+    let source = reactor.watch(ours.into());
+    source.receive();
+    (source, theirs)
+}
+
+fn fill(source: &Source) -> usize {
+    let chunk = [0; 64 << 10];
+    let mut written = 0;
+    while let Some(more) = source
+        .try_write(chunk.len(), |fd| rustix::net::send(fd, &chunk, SendFlags::NOSIGNAL))
+        .expect("no error")
+    {
+        written += more;
+    }
+    written
+}
+
+#[test]
+fn a_peer_that_ended_and_reads_nothing_keeps_nobody_busy() {
+    with_reactor(|reactor| async move {
+        let (source, mut theirs) = tcp_pair(&reactor);
+        let mut written = fill(&source);
+        theirs.shutdown(std::net::Shutdown::Write).expect("half closed");
+        assert!(matches!(received(&source).await, Ok(Read::End)));
+        let mut polls = 0;
+        let mut pause = reactor.after(Duration::from_millis(50));
+        poll_fn(|cx| {
+            polls += 1;
+            if source.poll_writable(cx).is_ready() {
+                // More may fit once the peer's kernel has taken what it could.
+                written += fill(&source);
+            }
+            let _ = source.poll_writable(cx);
+            Timer::poll(&mut pause, cx)
+        })
+        .await;
+        assert!(polls < 50, "woken {polls} times");
+        let reader = std::thread::spawn(move || {
+            theirs.read_exact(&mut vec![0; written]).expect("read");
+            theirs
+        });
+        poll_fn(|cx| source.poll_writable(cx)).await;
+        reader.join().expect("joined");
+    });
+}
+
+#[rstest]
+#[case::behind_its_end(true)]
+#[case::out_of_the_blue(false)]
+fn a_reset_is_seen(#[case] ends_before: bool) {
+    with_reactor(move |reactor| async move {
+        let (source, theirs) = tcp_pair(&reactor);
+        if ends_before {
+            theirs.shutdown(std::net::Shutdown::Write).expect("half closed");
+            assert!(matches!(received(&source).await, Ok(Read::End)));
+            poll_fn(|cx| {
+                assert!(source.poll_failed(cx).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            turn(&reactor).await;
+        }
+        SockRef::from(&theirs).set_linger(Some(Duration::ZERO)).expect("a socket");
+        drop(theirs);
+        poll_fn(|cx| source.poll_failed(cx)).await;
     });
 }
 
