@@ -92,6 +92,8 @@ fn assert_told_once(proxies: &[Proxy]) {
 /// The reason that a proxy logged, once.
 #[track_caller]
 pub(crate) fn reason(proxy: &Proxy, message: &str) -> String {
+    // What the status says already may still be on its way into the log.
+    proxy.await_entries(message, 1);
     let values = proxy.values(message);
     assert_eq!(values.len(), 1, "{}", proxy.told());
     values[0]["reason"].as_str().expect("there is one").to_owned()
