@@ -150,8 +150,8 @@ impl Listener {
         }
     }
 
-    /// Stops waiting for clients. A close that follows is at once: in the time that the kernel takes
-    /// to forget the listener clients would come in who nobody takes.
+    /// Stops waiting for clients. A close that follows is at once: in the time that the kernel
+    /// takes to forget the listener clients would come in who nobody takes.
     pub(crate) async fn rest(&self) {
         poll_fn(|cx| self.source.poll_unwatched(cx)).await;
     }
