@@ -52,8 +52,8 @@ const AHEAD_BYTES_MAX: usize = 64 << 10;
 const SKIPPED_MAX: u32 = 4;
 /// How long the kernel may gather completions before it wakes a busy thread. With 256 streams at
 /// 20 ms an event cost 1.02 of what it costs without a ring (smol) when nothing was gathered, 0.86
-/// with 100 us, 0.65 with 200 and 0.66 with 300; it can come on top of the time to first token, so
-/// no more than that.
+/// with 100 us, 0.65 with 200 or 300 (medians of 3 rounds); it can come on top of the time to first
+/// token, so no more than that.
 const GATHER: Duration = Duration::from_micros(200);
 /// How many completions end that at once: what waking costs is spread over enough by then.
 const GATHERED_ENOUGH: usize = 8;

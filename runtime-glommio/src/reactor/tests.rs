@@ -164,6 +164,22 @@ fn who_does_not_read_is_not_received_for_without_end() {
 }
 
 #[test]
+fn small_pieces_that_nobody_reads_become_one() {
+    with_reactor(|reactor| async move {
+        let (source, mut theirs) = pair(&reactor);
+        let sent = pattern(3, 500);
+        for byte in &sent {
+            theirs.write_all(&[*byte]).expect("written");
+            turn(&reactor).await;
+        }
+        let pieces = source.line.arrived.borrow().len();
+        assert!(pieces <= 3, "{pieces} pieces of 500 bytes are kept");
+        drop(theirs);
+        assert!(all_of(&source).await == sent, "bytes were lost or moved");
+    });
+}
+
+#[test]
 fn a_full_source_becomes_writable_when_the_peer_reads() {
     with_reactor(|reactor| async move {
         let (source, mut theirs) = pair(&reactor);
