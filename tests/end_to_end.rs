@@ -45,6 +45,8 @@ mod leaving;
 mod many;
 #[path = "end_to_end/memory.rs"]
 mod memory;
+#[path = "end_to_end/operators.rs"]
+mod operators;
 #[path = "end_to_end/realtime.rs"]
 mod realtime;
 #[path = "end_to_end/redis_unusable.rs"]

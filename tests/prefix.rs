@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Output, ReplicaReport};
 use vllm_proxy_core::fleet::{
-    Address, BackendId, BackendSpec, Matches, PrefixIndex, ProxyId, Update,
+    Address, BackendId, BackendSpec, Labels, Matches, PrefixIndex, ProxyId, Update,
 };
 use vllm_proxy_core::rng::{Rng, mix};
 use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta};
@@ -196,6 +196,7 @@ fn among_others(lag: Option<Duration>) -> Engine {
         address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         authority: "backend".into(),
         prefix: String::new(),
+        labels: Labels::default(),
     };
     let specs: Vec<_> = (1..=64).map(spec).collect();
     engine.handle(Input::Discovered(&specs), now);

@@ -41,6 +41,30 @@ pub struct Config {
     pub proxy: Option<u64>,
 }
 
+/// What a listener shows of the proxy itself: everything below `/proxy/`, and why it chose as it
+/// did. What is not shown is a path like any other, and some backend's to answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Access {
+    /// How the proxy and its backends are.
+    pub reads: bool,
+    /// What changes that: only where nobody comes who is not an operator.
+    pub acts: bool,
+    /// Why a backend was chosen. It tells whether somebody else sent the same prompt before.
+    pub explains: bool,
+}
+
+impl Access {
+    /// All there is, for operators.
+    pub const ADMIN: Self = Self { reads: true, acts: true, explains: true };
+}
+
+impl Default for Access {
+    /// What may be read where there is no other address for it.
+    fn default() -> Self {
+        Self { reads: true, acts: false, explains: false }
+    }
+}
+
 /// The limits of one [`Exchange`](crate::exchange::Exchange). The defaults are the documented ones.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -77,6 +101,8 @@ pub struct Limits {
     /// Microseconds from the Unix epoch to [`Instant::START`](crate::time::Instant::START): for
     /// the `date` of our own answers only.
     pub epoch_micros: u64,
+    /// What is shown of the proxy itself.
+    pub access: Access,
 }
 
 impl Default for Limits {
@@ -96,6 +122,7 @@ impl Default for Limits {
             linger: Duration::from_secs(2),
             fingerprints: false,
             epoch_micros: 0,
+            access: Access::default(),
         }
     }
 }

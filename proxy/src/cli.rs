@@ -229,6 +229,16 @@ pub(crate) struct ServerArgs {
     #[arg(short, long, help_heading = "Listening", allow_negative_numbers = true)]
     pub(crate) port: Vec<OsString>,
 
+    /// Address for /proxy/*, for operators: host:port, or :port on the address of --host
+    ///
+    /// How the proxy and its backends are, what changes that (POST), and all that the main address
+    /// serves. The main one serves nothing below /proxy/ then; without this option it serves what
+    /// can be read (GET). There is no authentication: let nobody reach it who is not an operator.
+    ///
+    /// [variable: VLLM_PXY_ADMIN] [default: none]
+    #[arg(long, value_name = "ADDR", help_heading = "Listening")]
+    pub(crate) admin: Vec<OsString>,
+
     /// How a backend is chosen: cache-aware, least-load or round-robin
     ///
     /// least-load takes the one with the least work in hand among those that serve the model.

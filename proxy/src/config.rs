@@ -42,6 +42,8 @@ pub(crate) struct Server {
     pub(crate) upstreams: Vec<Upstream>,
     pub(crate) host: Host,
     pub(crate) port: u16,
+    /// Where operators come; the port may be 0.
+    pub(crate) admin: Option<Address>,
     pub(crate) runtime: Runtime,
     /// `None`: as many as there are cores.
     pub(crate) threads: Option<NonZeroUsize>,
@@ -183,10 +185,13 @@ fn everything(
     let grace = read.value(&args.drain_grace, DRAIN_GRACE, &values::seconds)?;
     let drain = read.value(&args.drain_timeout, DRAIN_TIMEOUT, &values::seconds)?;
     let upstreams = upstreams(&args.upstreams, UPSTREAMS, env)?;
+    let host = read.value(&args.host, HOST, &values::listen_host)?.unwrap_or(DEFAULT_HOST);
+    let admin = |text: &str| admin(text, &host);
     let server = Server {
+        admin: read.value(&args.admin, ADMIN, &admin)?,
         forward_unknown: forward_unknown(args, env, &upstreams)?,
         upstreams,
-        host: read.value(&args.host, HOST, &values::listen_host)?.unwrap_or(DEFAULT_HOST),
+        host,
         port: read.value(&args.port, PORT, &values::listen_port)?.unwrap_or(DEFAULT_PORT),
         runtime: read.value(&args.runtime, RUNTIME, &runtime)?.unwrap_or(Runtime::usual()),
         threads: read.value(&args.threads, THREADS, &values::threads)?,
@@ -213,6 +218,7 @@ const HTTP_TIMEOUT: Names = ("--http-timeout", "VLLM_PXY_HTTP_TIMEOUT");
 const UPSTREAMS: Names = ("UPSTREAM", "VLLM_PXY_UPSTREAMS");
 const HOST: Names = ("--host", "VLLM_PXY_HOST");
 const PORT: Names = ("--port", "VLLM_PXY_PORT");
+const ADMIN: Names = ("--admin", "VLLM_PXY_ADMIN");
 const RUNTIME: Names = ("--runtime", "VLLM_PXY_RUNTIME");
 const THREADS: Names = ("--threads", "VLLM_PXY_THREADS");
 const POLICY: Names = ("--policy", "VLLM_PXY_POLICY");
@@ -315,6 +321,16 @@ fn forward_unknown(
         })
     };
     wanted.iter().map(place).collect()
+}
+
+/// `--admin`: where to listen, on the host of the main address if it names none.
+fn admin(text: &str, host: &Host) -> Result<Address, Invalid> {
+    let parse = || {
+        let (before, port) = text.rsplit_once(':')?;
+        let host = if before.is_empty() { host.clone() } else { Host::parse_in_url(before)? };
+        Some(Address { host, port: values::listen_port(port).ok()? })
+    };
+    parse().ok_or_else(|| Invalid::expected("host:port or :port"))
 }
 
 fn runtime(text: &str) -> Result<Runtime, Invalid> {
@@ -423,6 +439,30 @@ mod tests {
         let variables: Vec<_> =
             variable.map(|value| ("VLLM_PXY_FORWARD_UNKNOWN", value)).into_iter().collect();
         assert_eq!(configured(line, &variables).unwrap().1.forward_unknown, places);
+    }
+
+    #[rstest]
+    #[case::host_and_port("127.0.0.1:8001", "127.0.0.1:8001")]
+    #[case::only_a_port(":8001", "10.0.0.1:8001")]
+    #[case::six("[::1]:0", "[::1]:0")]
+    #[case::name("localhost:8001", "localhost:8001")]
+    fn operators_come_to(#[case] written: &str, #[case] expected: &str) {
+        let line = format!("server http://a --host 10.0.0.1 --admin {written}");
+        let admin = configured(&line, &[]).unwrap().1.admin.unwrap();
+        assert_eq!(admin.to_string(), expected);
+    }
+
+    #[rstest]
+    #[case::only_a_host("localhost")]
+    #[case::no_port("localhost:")]
+    #[case::too_high(":65536")]
+    #[case::only_a_number("8001")]
+    #[case::url("http://localhost:8001")]
+    fn operators_come_nowhere(#[case] written: &str) {
+        let error = configured(&format!("server http://a --admin {written}"), &[]).unwrap_err();
+        let expected =
+            format!("invalid value `{written}` for --admin: expected host:port or :port");
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -13,9 +13,9 @@ use std::convert::Infallible;
 use std::hash::BuildHasher;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
-use std::time::{Instant as SystemInstant, SystemTime};
+use std::time::{Duration, Instant as SystemInstant, SystemTime};
 use std::{io, process, thread};
-use vllm_proxy_core::config::{Config, Limits, Policy};
+use vllm_proxy_core::config::{Access, Config, Limits, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Lend};
 use vllm_proxy_core::fleet::ProxyId;
 
@@ -26,10 +26,12 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
     let body_memory = server.body_memory.unwrap_or_else(|| memory::available() / 4);
     #[cfg(feature = "glommio")]
     if server.runtime == Runtime::Glommio {
+        let threads = threads + usize::from(server.admin.is_some());
         vllm_proxy_glommio::check(threads).map_err(refused)?;
     }
-    let listeners = listen(&server, threads)?;
-    let address = listeners.first().and_then(|listener| listener.local_addr().ok());
+    let listeners = listen(&server.host, server.port, threads)?;
+    let admin =
+        server.admin.as_ref().map(|admin| listen(&admin.host, admin.port, 1)).transpose()?;
 
     let start = SystemInstant::now();
     let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -54,7 +56,13 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         },
         proxy: redis.is_some().then_some(own),
     };
+    let access = if admin.is_some() {
+        Access { reads: false, ..Access::default() }
+    } else {
+        Access::default()
+    };
     let limits = Limits {
+        access,
         body_bytes_max: server.max_body,
         http_timeout: globals.http_timeout,
         fingerprints: server.policy == Policy::CacheAware,
@@ -88,8 +96,12 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         body_memory;
         "starting"
     );
-    let address = address.map(|address| address.to_string()).unwrap_or_default();
-    log::info!(address = address.as_str(); "listening");
+    if let Some(address) = address_of(admin.as_deref().unwrap_or_default()) {
+        log::info!(address:%; "listening for operators");
+    }
+    if let Some(address) = address_of(&listeners) {
+        log::info!(address:%; "listening");
+    }
 
     prober::start(Arc::clone(&shared), orders, upstreams, server.backend_key.take())
         .map_err(|error| format!("cannot start the prober: {error}"))?;
@@ -97,10 +109,48 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         replica::start(Arc::clone(&shared), url, globals.redis_named, ProxyId(own))
             .map_err(|error| format!("cannot start the threads for Redis: {error}"))?;
     }
-    front_end(&server, listeners, limits, start, shared, stop)
+    let times = Times { start, grace: server.drain_grace, timeout: server.drain_timeout };
+    if let Some(listeners) = admin {
+        let limits = Limits { access: Access::ADMIN, ..limits.clone() };
+        let engine = Arc::clone(&shared);
+        serve_operators(server.runtime, listeners, limits, times, engine)
+            .map_err(|error| format!("cannot start the thread for operators: {error}"))?;
+    }
+    front_end(server.runtime, listeners, limits, times, shared, stop)
         .map_err(|error| format!("cannot serve: {error}"))?;
     log::info!("stopped");
     Ok(())
+}
+
+fn address_of(listeners: &[TcpListener]) -> Option<SocketAddr> {
+    listeners.first().and_then(|listener| listener.local_addr().ok())
+}
+
+/// Serves operators beside everything else, for as long as the process lives: they want to see how
+/// it stops, too.
+fn serve_operators(
+    runtime: Runtime,
+    listeners: Vec<TcpListener>,
+    limits: Limits,
+    times: Times,
+    engine: Arc<dyn Lend>,
+) -> io::Result<()> {
+    let run = move || {
+        let (_never, stop) = channel::bounded::<Infallible>(1);
+        if let Err(error) = front_end(runtime, listeners, limits, times, engine, stop) {
+            log::error!(error:%; "operators are not served any more");
+        }
+    };
+    thread::Builder::new().name("operators".to_owned()).spawn(run)?;
+    Ok(())
+}
+
+/// When moments begin to count, and how long a stop takes.
+#[derive(Clone, Copy)]
+struct Times {
+    start: SystemInstant,
+    grace: Duration,
+    timeout: Duration,
 }
 
 /// What to say where io_uring is refused.
@@ -116,22 +166,22 @@ fn refused(why: vllm_proxy_glommio::Unusable) -> String {
 
 /// Where the runtime takes over, until all connections are done.
 fn front_end(
-    server: &Server,
+    runtime: Runtime,
     listeners: Vec<TcpListener>,
     limits: Limits,
-    start: SystemInstant,
+    times: Times,
     engine: Arc<dyn Lend>,
     stop: channel::Receiver<Infallible>,
 ) -> io::Result<()> {
-    match server.runtime {
+    match runtime {
         #[cfg(feature = "smol")]
         Runtime::Smol => {
             let config = vllm_proxy_smol::Config {
                 listeners,
                 limits,
-                clock: vllm_proxy_smol::Clock::new(start),
-                drain_grace: server.drain_grace,
-                drain_timeout: server.drain_timeout,
+                clock: vllm_proxy_smol::Clock::new(times.start),
+                drain_grace: times.grace,
+                drain_timeout: times.timeout,
             };
             vllm_proxy_smol::run(config, engine, stop)
         }
@@ -140,9 +190,9 @@ fn front_end(
             let config = vllm_proxy_glommio::Config {
                 listeners,
                 limits,
-                clock: vllm_proxy_glommio::Clock::new(start),
-                drain_grace: server.drain_grace,
-                drain_timeout: server.drain_timeout,
+                clock: vllm_proxy_glommio::Clock::new(times.start),
+                drain_grace: times.grace,
+                drain_timeout: times.timeout,
             };
             vllm_proxy_glommio::run(config, engine, stop)
         }
@@ -150,17 +200,17 @@ fn front_end(
 }
 
 /// One listener a thread.
-fn listen(server: &Server, threads: usize) -> Result<Vec<TcpListener>, String> {
+fn listen(host: &Host, port: u16, threads: usize) -> Result<Vec<TcpListener>, String> {
     let failed = |error: io::Error| {
         let taken = error.kind() == io::ErrorKind::AddrInUse;
         let reason = if taken { "the port is taken".to_owned() } else { error.to_string() };
-        format!("cannot listen on {}:{}: {reason}", server.host, server.port)
+        format!("cannot listen on {host}:{port}: {reason}")
     };
-    let address = match &server.host {
-        Host::Ip(ip) => SocketAddr::new(*ip, server.port),
+    let address = match host {
+        Host::Ip(ip) => SocketAddr::new(*ip, port),
         Host::Name(name) => {
             let addresses: Vec<_> =
-                (name.as_str(), server.port).to_socket_addrs().map_err(failed)?.collect();
+                (name.as_str(), port).to_socket_addrs().map_err(failed)?.collect();
             // As for upstreams: IPv4 if there is any.
             let four = addresses.iter().find(|address| address.is_ipv4());
             let found = four.or(addresses.first()).copied();

@@ -184,7 +184,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
     use vllm_proxy_core::config::Config;
-    use vllm_proxy_core::fleet::{Address, BackendSpec};
+    use vllm_proxy_core::fleet::{Address, BackendSpec, Labels};
 
     fn shared() -> (Arc<SharedEngine>, Receiver<Order>) {
         let config = Config { upstreams: 1, body_memory: 1 << 20, ..Config::default() };
@@ -201,6 +201,7 @@ mod tests {
             address: Address::Tcp(([127, 0, 0, 1], 8000).into()),
             authority: "a:8000".to_owned(),
             prefix: String::new(),
+            labels: Labels::default(),
         };
         shared.tell(Input::Discovered(&[spec]));
         let received: Vec<_> = std::iter::from_fn(|| orders.try_recv().ok()).collect();

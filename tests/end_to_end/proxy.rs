@@ -189,6 +189,18 @@ impl Proxy {
         Self { child, address, log, stderr: Some(stderr) }
     }
 
+    /// Where operators come, if it was told to have such an address.
+    pub(crate) fn admin(&self) -> SocketAddr {
+        let values = self.values("listening for operators");
+        let address = values.first().and_then(|values| values["address"].as_str());
+        address.and_then(|address| address.parse().ok()).expect("it was told --admin")
+    }
+
+    /// An operator, of its own connection.
+    pub(crate) fn operator(&self) -> Wire {
+        Wire::connect(self.admin())
+    }
+
     /// A client of its own connection.
     pub(crate) fn client(&self) -> Wire {
         Wire::connect(self.address)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use vllm_proxy_core::config::{Config, Limits, Policy};
 use vllm_proxy_core::engine::{self, Engine};
 use vllm_proxy_core::exchange::{Drain, End, Errand, Exchange, Input, Said, Side};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Labels};
 use vllm_proxy_core::rng::Rng;
 use vllm_proxy_core::route::Share;
 use vllm_proxy_core::time::Instant;
@@ -107,6 +107,7 @@ impl World {
                 address: Address::Unix(id.to_string()),
                 authority: format!("b{id}"),
                 prefix: String::new(),
+                labels: Labels::default(),
             })
             .collect();
         engine.handle(engine::Input::Discovered(&specs), now);

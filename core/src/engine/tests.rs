@@ -16,7 +16,7 @@ mod way;
 
 use super::*;
 use crate::config::Policy;
-use crate::fleet::{Address, State};
+use crate::fleet::{Address, Labels, State};
 use crate::route::{Doubt, Fingerprint, Retry, Route};
 use crate::wire::probe::ModelCard;
 use alloc::format;
@@ -133,6 +133,7 @@ fn spec(upstream: u16, port: u16) -> BackendSpec {
         address: Address::Tcp(([127, 0, 0, 1], port).into()),
         authority: format!("upstream{upstream}"),
         prefix: String::new(),
+        labels: Labels::default(),
     }
 }
 

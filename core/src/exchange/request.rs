@@ -9,6 +9,7 @@ use super::errand::Body;
 use super::realtime::{Key, handshake_key};
 use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
+use crate::config::Access;
 use crate::route::{Change, Narrow, RequestMeta, Retry, Share, Who};
 use crate::time::{Duration, Instant};
 use crate::wire::answers::{Answer, Shape};
@@ -107,7 +108,7 @@ impl Request {
     }
 
     pub(super) fn rule(&self) -> Rule {
-        self.rule.unwrap_or_else(|| routes::find("", b"").rule)
+        self.rule.unwrap_or_else(|| routes::find("", b"", Access::default()).rule)
     }
 
     pub(super) fn meta(&self) -> RequestMeta<'_> {
@@ -289,7 +290,7 @@ impl Exchange {
         request.headers.clear();
         request.has_host = forward::request_headers(&mut request.headers, &head);
         let target = &request.start[request.method_len..];
-        let routes::Found { rule, name } = routes::find(head.method, target);
+        let routes::Found { rule, name } = routes::find(head.method, target, self.limits.access);
         request.offers_websocket = head.offers_websocket;
         let mut rule = rule;
         if head.offers_websocket {

@@ -96,6 +96,23 @@ pub struct BackendSpec {
     pub authority: String,
     /// Path prefix of the upstream, put before each target: empty, or `/p` without a final slash.
     pub prefix: String,
+    /// What the operator says of it, besides.
+    pub labels: Labels,
+}
+
+/// What the operator says of an upstream's backends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Labels {
+    /// How much one of them does, in hundredths of what others do; not 0.
+    pub weight: u16,
+    /// Whether they are to get no new requests.
+    pub drain: bool,
+}
+
+impl Default for Labels {
+    fn default() -> Self {
+        Self { weight: 100, drain: false }
+    }
 }
 
 /// Backends known at once; what the upstreams' names resolve to beyond that is left out.

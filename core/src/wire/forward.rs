@@ -385,7 +385,7 @@ pub const fn unix_micros(epoch_micros: u64, now: Instant) -> u64 {
 mod tests {
     use super::*;
     use crate::config::Limits;
-    use crate::fleet::Address;
+    use crate::fleet::{Address, Labels};
     use crate::wire::head::{header_room, parse_request, parse_response};
     use rstest::rstest;
     use std::string::{String, ToString};
@@ -398,6 +398,7 @@ mod tests {
             address: Address::Unix("/s".to_string()),
             authority: "backend:1".to_string(),
             prefix: prefix.to_string(),
+            labels: Labels::default(),
         };
         let (slash, rest) = origin_form(&head);
         let target = std::format!("{slash}{rest}");

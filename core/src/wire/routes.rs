@@ -3,6 +3,7 @@
 //! Knows paths and methods; knows nothing of backends. What is not in the table goes to a backend
 //! as it is, by the model that its JSON body names, else to the default model's.
 
+use crate::config::Access;
 use crate::route::{Change, Retry, Who};
 use crate::wire::answers::Shape;
 use crate::wire::merge::Failures::{Fail, LeaveOut};
@@ -249,10 +250,10 @@ pub struct Found {
 ///
 /// uvicorn decodes the path before it is matched, `%2F` too, but nothing is made of double or
 /// trailing slashes: vLLM itself answers these, by 404 or a redirect.
-pub fn find(method: &str, target: &[u8]) -> Found {
+pub fn find(method: &str, target: &[u8], access: Access) -> Found {
     let path = path(target);
     let mut refusal = None;
-    for (allowed, pattern, rule) in TABLE {
+    for (allowed, pattern, rule) in TABLE.iter().filter(|(.., rule)| is_shown(rule.who, access)) {
         let Some(name) = matches(pattern.as_bytes(), &path) else { continue };
         if *allowed == method {
             let name = core::str::from_utf8(name).ok().filter(|name| !name.is_empty());
@@ -276,6 +277,22 @@ pub fn find(method: &str, target: &[u8]) -> Found {
         _ => ONCE,
     });
     Found { rule, name: None }
+}
+
+/// Whether a listener has a route.
+const fn is_shown(who: Who, access: Access) -> bool {
+    match who {
+        Who::Live | Who::Status => access.reads,
+        Who::Backend
+        | Who::Owner
+        | Who::Each
+        | Who::Every
+        | Who::Named
+        | Who::Health
+        | Who::Models
+        | Who::Version
+        | Who::Realtime => true,
+    }
 }
 
 /// Whether a path is as the pattern says, and what stands in its variable place.
@@ -460,7 +477,7 @@ mod tests {
     #[case::rest("GET /metrics/a/b", None)]
     fn names_in_paths(#[case] request: &str, #[case] name: Option<&str>) {
         let (method, target) = request.split_once(' ').expect("a space is in every case");
-        assert_eq!(find(method, target.as_bytes()).name.as_deref(), name);
+        assert_eq!(find(method, target.as_bytes(), Access::default()).name.as_deref(), name);
     }
 
     /// vLLM 0.32, asked: its 405 for /ping names GET only, although it takes POST as well.
@@ -478,24 +495,35 @@ mod tests {
         target: &str,
         #[values("HEAD", "PUT", "DELETE", "PATCH", "get", "")] method: &str,
     ) {
-        assert_eq!(find(method, target.as_bytes()).rule.allow, Some("GET"));
+        assert_eq!(find(method, target.as_bytes(), Access::default()).rule.allow, Some("GET"));
     }
 
     #[test]
     fn post_is_refused_except_for_ping() {
-        assert_eq!(find("POST", b"/health").rule.allow, Some("GET"));
-        assert_eq!(find("POST", b"/v1/models").rule.allow, Some("GET"));
-        assert_eq!(find("POST", b"/ping").rule.allow, None);
+        assert_eq!(find("POST", b"/health", Access::default()).rule.allow, Some("GET"));
+        assert_eq!(find("POST", b"/v1/models", Access::default()).rule.allow, Some("GET"));
+        assert_eq!(find("POST", b"/ping", Access::default()).rule.allow, None);
     }
 
     #[test]
     fn bytes_that_are_no_text() {
-        assert_eq!(find("GET", b"/\xff%ff").rule, READ);
+        assert_eq!(find("GET", b"/\xff%ff", Access::default()).rule, READ);
     }
 
     #[track_caller]
     fn check(request: &str, rule: Rule) {
         let (method, target) = request.split_once(' ').expect("a space is in every case");
-        assert_eq!(find(method, target.as_bytes()).rule, rule);
+        assert_eq!(find(method, target.as_bytes(), Access::default()).rule, rule);
+    }
+
+    #[rstest]
+    #[case::shown(Access::default(), Who::Status)]
+    #[case::hidden(Access { reads: false, ..Access::default() }, Who::Backend)]
+    #[case::operators(Access::ADMIN, Who::Status)]
+    fn what_is_not_shown_is_a_path_like_any_other(#[case] access: Access, #[case] who: Who) {
+        let found = find("GET", b"/proxy/status", access);
+        assert_eq!((found.rule.who, found.rule.allow), (who, None));
+        let is_own = who == Who::Status;
+        assert_eq!(find("POST", b"/proxy/status", access).rule.allow.is_some(), is_own);
     }
 }

@@ -192,7 +192,7 @@ impl<'a> BackendJson<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fleet::Address;
+    use crate::fleet::{Address, Labels};
     use alloc::vec;
     use serde_json::{Value, json};
 
@@ -204,6 +204,7 @@ mod tests {
                 address: Address::Unix("/a\"b".to_string()),
                 authority: "a".to_string(),
                 prefix: String::new(),
+                labels: Labels::default(),
             }),
             state: "up",
             rests: false,

@@ -224,6 +224,7 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
     use std::thread::{self, JoinHandle};
+    use vllm_proxy_core::fleet::Labels;
     use vllm_proxy_core::wire::probe::CacheReport;
 
     fn spec(address: std::net::SocketAddr) -> BackendSpec {
@@ -232,6 +233,7 @@ mod tests {
             address: Address::Tcp(address),
             authority: "vllm.example".to_owned(),
             prefix: "/p".to_owned(),
+            labels: Labels::default(),
         }
     }
 

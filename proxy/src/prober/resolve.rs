@@ -15,7 +15,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use vllm_proxy_core::engine::Input;
-use vllm_proxy_core::fleet::{Address, BackendSpec};
+use vllm_proxy_core::fleet::{Address, BackendSpec, Labels};
 
 /// How long an answer counts. The system's resolver hides the name server's own limit; container
 /// platforms use 5 to 30 s.
@@ -113,6 +113,7 @@ fn specs(upstreams: &[Upstream], known: &[Vec<Address>]) -> Vec<BackendSpec> {
         address: address.clone(),
         authority: of.authority.clone(),
         prefix: of.prefix.clone(),
+        labels: Labels::default(),
     };
     (0_u16..)
         .zip(upstreams.iter().zip(known))

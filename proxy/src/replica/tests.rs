@@ -15,7 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant as SystemInstant};
 use vllm_proxy_core::config::Config;
 use vllm_proxy_core::engine::{Company, Engine, Input, Lend, Output};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Update, Word};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Labels, Update, Word};
 use vllm_proxy_core::rng::mix;
 use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Ticket, Who};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
@@ -105,6 +105,7 @@ fn spec(port: u16) -> BackendSpec {
         address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         authority: format!("a:{port}"),
         prefix: String::new(),
+        labels: Labels::default(),
     }
 }
 

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Company, Engine, Input, Link, Output, Page, ReplicaReport};
-use vllm_proxy_core::fleet::{About, Address, BackendId, BackendSpec, ProxyId};
+use vllm_proxy_core::fleet::{About, Address, BackendId, BackendSpec, Labels, ProxyId};
 use vllm_proxy_core::route::{Decision, Failure, Fingerprint, Outcome, RequestMeta, Ticket, Work};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::{CacheReport, ModelCard, Probe, ProbeError};
@@ -363,6 +363,7 @@ fn spec(server: usize) -> BackendSpec {
         address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         authority: "simulated".into(),
         prefix: String::new(),
+        labels: Labels::default(),
     }
 }
 

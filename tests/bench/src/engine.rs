@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddr};
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Output};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Update};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Labels, Update};
 use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta, Route, Ticket};
 use vllm_proxy_core::time::{Duration, Instant};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe, ProbeError};
@@ -187,5 +187,6 @@ fn spec(number: usize) -> BackendSpec {
         address: Address::Tcp(SocketAddr::from((Ipv4Addr::LOCALHOST, port))),
         authority: "bench".into(),
         prefix: String::new(),
+        labels: Labels::default(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use vllm_proxy_core::config::{Config, Limits, Policy};
 use vllm_proxy_core::engine::{self, Engine};
 use vllm_proxy_core::exchange::{Drain, End, Errand, Exchange, Input, Output, Said, Side};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendSpec, Labels};
 use vllm_proxy_core::route::{Decision, Share};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
@@ -116,6 +116,7 @@ impl Bench {
                 address: Address::Unix(id.to_string()),
                 authority: format!("b{id}"),
                 prefix: String::new(),
+                labels: Labels::default(),
             })
             .collect();
         engine.handle(engine::Input::Discovered(&specs), now);

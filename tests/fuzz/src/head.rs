@@ -1,7 +1,7 @@
 //! Heads: what we send of one says what we understood, and nothing else.
 
 use vllm_proxy_core::config::Limits;
-use vllm_proxy_core::fleet::{Address, BackendSpec};
+use vllm_proxy_core::fleet::{Address, BackendSpec, Labels};
 use vllm_proxy_core::wire::body::Framing;
 use vllm_proxy_core::wire::forward::{self, ClientFraming};
 use vllm_proxy_core::wire::head::{HeadEnd, header_room, parse_request, parse_response};
@@ -30,6 +30,7 @@ fn forwarded(bytes: &[u8]) -> Option<(Vec<u8>, Framing)> {
         address: Address::Unix(String::new()),
         authority: "backend".to_string(),
         prefix: String::new(),
+        labels: Labels::default(),
     };
     let mut headers = Vec::new();
     let has_host = forward::request_headers(&mut headers, &head);

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Page};
-use vllm_proxy_core::fleet::{Address, BackendId, BackendName, BackendSpec, Word};
+use vllm_proxy_core::fleet::{Address, BackendId, BackendName, BackendSpec, Labels, Word};
 use vllm_proxy_core::route::{Decision, Fingerprint, Outcome, RequestMeta};
 use vllm_proxy_core::time::{Duration, Instant};
 use vllm_proxy_core::wire::probe::{ModelCard, Probe};
@@ -17,6 +17,7 @@ fn spec(port: u16) -> BackendSpec {
         address: Address::Tcp(([127, 0, 0, 1], port).into()),
         authority: String::from("h"),
         prefix: String::new(),
+        labels: Labels::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use super::texts::shown;
 use crate::config::{Config, Limits, Policy};
 use crate::engine::{self, Engine};
 use crate::exchange::{Drain, End, Errand, Exchange, Input, Output, Said, Side};
-use crate::fleet::{Address, BackendId, BackendSpec};
+use crate::fleet::{Address, BackendId, BackendSpec, Labels};
 use crate::route::{Decision, Outcome, Share};
 use crate::time::{Duration, Instant};
 use crate::wire::probe::{ModelCard, Probe};
@@ -540,6 +540,7 @@ pub(crate) fn unprobed(backends: u32, body_memory: u64, now: Instant) -> Engine 
             address: Address::Tcp(SocketAddr::from(([10, 0, 0, id as u8], 80))),
             authority: format!("b{id}"),
             prefix: String::new(),
+            labels: Labels::default(),
         })
         .collect();
     engine.handle(engine::Input::Discovered(&specs), now);
