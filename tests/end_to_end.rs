@@ -76,3 +76,5 @@ mod stored;
 mod strict;
 #[path = "end_to_end/upgrade.rs"]
 mod upgrade;
+#[path = "end_to_end/watching.rs"]
+mod watching;

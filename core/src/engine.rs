@@ -28,6 +28,7 @@ use crate::route::{
 };
 use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Answer;
+use crate::wire::page;
 use crate::wire::probe::{Probe, ProbeError};
 use crate::wire::status::Waits;
 use alloc::borrow::ToOwned;
@@ -166,7 +167,8 @@ impl Engine {
                 }
             }
             Who::Live => Decision::Answer(Answer::empty(200)),
-            Who::Status => Decision::Status(Box::new(self.status(now))),
+            Who::Page => Decision::Answer(page::answer()),
+            Who::Status | Who::Events => Decision::Status(Box::new(self.status(now))),
             Who::Models => Decision::Refuse(Refusal::Starting),
             Who::Version => match self.fleet.version() {
                 Some(version) => Decision::Answer(Answer::version(version)),

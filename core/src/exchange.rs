@@ -31,13 +31,14 @@ mod response;
 mod scanner;
 #[cfg(test)]
 pub(crate) mod tests;
+mod watch;
 mod words;
 
 pub use errand::{Errand, Said};
 pub use words::{Drain, End, Input, Interest, Output, Side};
 
 use crate::config::Limits;
-use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route, Share, Ticket};
+use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route, Share, Ticket, Who};
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
@@ -81,6 +82,8 @@ enum Phase {
     Piped(Pipe),
     /// Several backends have it.
     Gathering(Gather),
+    /// The client is told how we are, and again at this moment.
+    Watching(Instant),
     /// The answer is complete; the last of it is being written.
     Answered,
     /// The connection is ending; what still comes from the client is dropped.
@@ -186,6 +189,7 @@ impl Exchange {
                 self.drain = self.drain.max(drain);
                 if self.drain == Drain::Closing {
                     self.nameless_stops(now);
+                    self.watch_ends(now);
                 }
                 if self.drain == Drain::Closing && self.is_idle() {
                     if self.requests > 0 {
@@ -270,6 +274,7 @@ impl Exchange {
             | Phase::Later(_)
             | Phase::Upstream
             | Phase::Gathering(_)
+            | Phase::Watching(_)
             | Phase::Answered => self.ahead.len() < AHEAD_BYTES_MAX,
             Phase::Nameless => !self.client_owes_reading() && self.ahead.is_empty(),
             Phase::Piped(_) => self.pipes_client(),
@@ -320,6 +325,12 @@ impl Exchange {
     /// What follows when the last byte of an answer has left.
     fn advance(&mut self, now: Instant) {
         self.piped_advance(now);
+        if let Phase::Watching(at) = self.phase
+            && at < now
+            && self.unsent() == 0
+        {
+            self.watch();
+        }
         while matches!(self.phase, Phase::Answered) && self.unsent() == 0 {
             self.client_at = now;
             let linger =
@@ -365,6 +376,9 @@ impl Exchange {
             Decision::Later(at) => self.phase = Phase::Later(at),
             Decision::Accept => self.accept_websocket(now),
             Decision::Answer(answer) => self.answer(&answer, now),
+            Decision::Status(status) if self.request.rule().who == Who::Events => {
+                self.watched(&status, now);
+            }
             Decision::Status(status) => self.answer(&status.answer(), now),
             Decision::Gather(gathering) => self.gather(gathering, now),
             Decision::Refuse(refusal) if self.realtime.is_some() => {

@@ -54,7 +54,9 @@ impl Engine {
             | Who::Models
             | Who::Version
             | Who::Live
-            | Who::Status => {}
+            | Who::Status
+            | Who::Events
+            | Who::Page => {}
         }
         if meant.is_empty() && facts.is_none() {
             return Decision::Refuse(Refusal::Starting);

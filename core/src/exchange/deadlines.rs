@@ -60,7 +60,8 @@ impl Exchange {
             Phase::Piped(_) => self.piped_due(limits),
             Phase::Lingering { until, .. } => wake(*until, "the client was told to go"),
             Phase::Gathering(gather) => wake(gather.deadline(), "the errands do not end"),
-            Phase::Asked | Phase::Answered | Phase::Closed => None,
+            Phase::Watching(at) if !self.client_owes_reading() => wake(*at, "there is news"),
+            Phase::Asked | Phase::Watching(_) | Phase::Answered | Phase::Closed => None,
         }
     }
 
@@ -85,6 +86,7 @@ impl Exchange {
             Phase::Nameless => self.nameless_timeout(now),
             Phase::Piped(_) => self.piped_timeout(),
             Phase::Gathering(_) => self.gathering_timeout(now),
+            Phase::Watching(_) => self.watch(),
             Phase::Asked | Phase::Answered | Phase::Closed => {}
         }
     }

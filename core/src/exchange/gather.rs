@@ -93,7 +93,9 @@ impl Exchange {
             | Who::Models
             | Who::Version
             | Who::Live
-            | Who::Status => self.limits.http_timeout,
+            | Who::Status
+            | Who::Events
+            | Who::Page => self.limits.http_timeout,
         };
         let until = limit.map_or(Instant::FAR, |limit| now + limit);
         self.phase = Phase::Gathering(Gather { asked, facts, until, load });

@@ -71,6 +71,8 @@ pub(super) struct Request {
     /// Where we may have to accept the websocket ourselves.
     pub(super) websocket_key: Option<Key>,
     expects_continue: bool,
+    /// Whether it is answered by events that tell how we are, and these have begun.
+    pub(super) is_watched: bool,
     pub(super) share: Share,
     wanted: u64,
     /// While the budget of bodies has no room: since when, and when to ask again.
@@ -209,6 +211,7 @@ impl Exchange {
             | Phase::Later(_)
             | Phase::Upstream
             | Phase::Gathering(_)
+            | Phase::Watching(_)
             | Phase::Answered => {
                 self.ahead.extend_from_slice(bytes);
             }
@@ -449,7 +452,7 @@ impl Exchange {
             }
         }
         request.reader = None;
-        if matches!(request.rule().who, Who::Health | Who::Version | Who::Live | Who::Status) {
+        if request.rule().who.needs_no_body() {
             // Answered from what the engine knows: the body is of no use to anyone.
             request.forget_bytes();
         }

@@ -15,3 +15,4 @@ mod splits;
 mod stopping;
 pub(crate) mod texts;
 mod usage;
+mod watching;

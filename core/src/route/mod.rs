@@ -50,9 +50,34 @@ pub enum Who {
     Live,
     /// The proxy: how it and its backends are.
     Status,
+    /// The proxy: the same, and again and again, as events.
+    Events,
+    /// The proxy: a page for people that shows these.
+    Page,
     /// A backend, of a websocket that names its model only when it is open: as long as it has not,
     /// [`RequestMeta::model`] is `None`, and the proxy may have to accept it.
     Realtime,
+}
+
+impl Who {
+    /// Whether the answer follows from what is known, whatever the request brings along.
+    pub(crate) const fn needs_no_body(self) -> bool {
+        match self {
+            Self::Health
+            | Self::Version
+            | Self::Live
+            | Self::Status
+            | Self::Events
+            | Self::Page => true,
+            Self::Backend
+            | Self::Owner
+            | Self::Each
+            | Self::Every
+            | Self::Named
+            | Self::Models
+            | Self::Realtime => false,
+        }
+    }
 }
 
 /// When a request may be sent to another backend.

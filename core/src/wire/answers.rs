@@ -43,6 +43,8 @@ pub struct Answer {
     pub retry_after: Option<u32>,
     /// `allow`, for 405.
     pub allow: Option<&'static str>,
+    /// Other headers.
+    pub headers: &'static [(&'static str, &'static str)],
     /// The body.
     pub body: Vec<u8>,
 }
@@ -50,18 +52,19 @@ pub struct Answer {
 impl Answer {
     /// An answer without a body.
     pub const fn empty(status: u16) -> Self {
-        Self { status, content_type: None, retry_after: None, allow: None, body: Vec::new() }
+        Self {
+            status,
+            content_type: None,
+            retry_after: None,
+            allow: None,
+            headers: &[],
+            body: Vec::new(),
+        }
     }
 
     /// A JSON answer.
     pub fn json(status: u16, body: Vec<u8>) -> Self {
-        Self {
-            status,
-            content_type: Some("application/json"),
-            retry_after: None,
-            allow: None,
-            body,
-        }
+        Self { content_type: Some("application/json"), body, ..Self::empty(status) }
     }
 
     /// An error in the shape of a route. Its `type` follows from the status: vLLM's own name
@@ -458,6 +461,7 @@ mod tests {
             status: 503,
             content_type: None,
             retry_after: None,
+            headers: &[],
             allow: None,
             body: vec![],
         };

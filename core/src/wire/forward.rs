@@ -243,6 +243,9 @@ pub fn own_answer(out: &mut Vec<u8>, answer: &Answer, setting: &Setting) {
     if let Some(kind) = answer.content_type {
         line(out, "content-type", kind.as_bytes());
     }
+    for (name, value) in answer.headers {
+        line(out, name, value.as_bytes());
+    }
     if !setting.unread {
         // vLLM's CORS middleware marks whatever its routes say.
         line(out, "vary", b"Origin");
@@ -252,6 +255,23 @@ pub fn own_answer(out: &mut Vec<u8>, answer: &Answer, setting: &Setting) {
     if !setting.to_head {
         out.extend_from_slice(&answer.body);
     }
+}
+
+/// Appends the head of an answer of our own that is a stream of events, behind which the connection
+/// ends.
+pub fn own_events(out: &mut Vec<u8>, chunked: bool, unix_secs: u64) {
+    status_line(out, 200, reason(200).as_bytes());
+    line(out, "date", &http_date(unix_secs));
+    line(out, "server", b"uvicorn");
+    line(out, "content-type", b"text/event-stream; charset=utf-8");
+    line(out, "cache-control", b"no-store");
+    // nginx would gather them.
+    line(out, "x-accel-buffering", b"no");
+    if chunked {
+        line(out, "transfer-encoding", b"chunked");
+    }
+    Connection { close: true, keep: false }.emit(out);
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Appends our own consent to a websocket, as uvicorn gives it. `accept` is the

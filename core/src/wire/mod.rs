@@ -8,6 +8,7 @@ pub mod forward;
 pub mod head;
 pub mod merge;
 pub mod metrics;
+pub mod page;
 pub mod probe;
 pub mod response_id;
 pub mod routes;

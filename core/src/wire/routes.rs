@@ -115,6 +115,8 @@ const MODELS: Rule = own(Who::Models);
 const VERSION: Rule = own(Who::Version);
 const LIVE: Rule = own(Who::Live);
 const STATUS: Rule = own(Who::Status);
+const EVENTS: Rule = own(Who::Events);
+const PAGE: Rule = own(Who::Page);
 const LOADS: Rule =
     Rule { about: About::Adapter, ..every(Merge::LoadLora, Some(Change::Adapters)) };
 const UNLOADS: Rule =
@@ -180,6 +182,9 @@ const TABLE: &[(&str, &str, Rule)] = &[
     // The proxy, of itself: vLLM has nothing below this path
     ("GET",  "/proxy/live",                      LIVE),
     ("GET",  "/proxy/status",                    STATUS),
+    ("GET",  "/proxy/events",                    EVENTS),
+    ("GET",  "/proxy/",                          PAGE),
+    ("GET",  "/proxy",                           PAGE),
     // Numbers and states: each
     ("GET",  "/metrics",                         each(Merge::Metrics)),
     ("GET",  "/metrics/*",                       each(Merge::Metrics)),
@@ -261,7 +266,13 @@ pub fn find(method: &str, target: &[u8], access: Access) -> Found {
             return Found { rule: *rule, name };
         }
         let own = match rule.who {
-            Who::Health | Who::Models | Who::Version | Who::Live | Who::Status => true,
+            Who::Health
+            | Who::Models
+            | Who::Version
+            | Who::Live
+            | Who::Status
+            | Who::Events
+            | Who::Page => true,
             Who::Backend | Who::Owner | Who::Each | Who::Every | Who::Named | Who::Realtime => {
                 false
             }
@@ -282,7 +293,7 @@ pub fn find(method: &str, target: &[u8], access: Access) -> Found {
 /// Whether a listener has a route.
 const fn is_shown(who: Who, access: Access) -> bool {
     match who {
-        Who::Live | Who::Status => access.reads,
+        Who::Live | Who::Status | Who::Events | Who::Page => access.reads,
         Who::Backend
         | Who::Owner
         | Who::Each
