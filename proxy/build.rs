@@ -1,11 +1,17 @@
-//! Tells the tests of the glommio build whether this machine lets them use io_uring: libtest counts
-//! as ignored only what was so when it was compiled. The product is the same either way.
+//! Tells the tests whether this machine lets them use io_uring and has a browser: libtest counts as
+//! ignored only what was so when it was compiled. The product is the same either way.
 
 /// What proxies of so many tests at once may lock together, in bytes.
 #[cfg(feature = "glommio")]
 const LOCKED_BYTES_A_TEST: u64 = 4 << 20;
 
 fn main() {
+    println!("cargo::rustc-check-cfg=cfg(no_chromium)");
+    let paths = std::env::var_os("PATH").unwrap_or_default();
+    if !std::env::split_paths(&paths).any(|path| path.join("chromium").is_file()) {
+        println!("cargo::warning=tests of the page are ignored: there is no chromium");
+        println!("cargo::rustc-cfg=no_chromium");
+    }
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rustc-check-cfg=cfg(io_uring_refused)");
     #[cfg(feature = "glommio")]

@@ -14,6 +14,8 @@
 
 #[path = "end_to_end/backend.rs"]
 mod backend;
+#[path = "end_to_end/browser.rs"]
+mod browser;
 #[path = "end_to_end/company.rs"]
 mod company;
 #[path = "end_to_end/keyed.rs"]
@@ -47,6 +49,8 @@ mod many;
 mod memory;
 #[path = "end_to_end/operators.rs"]
 mod operators;
+#[path = "end_to_end/page.rs"]
+mod page;
 #[path = "end_to_end/realtime.rs"]
 mod realtime;
 #[path = "end_to_end/redis_unusable.rs"]

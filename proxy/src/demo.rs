@@ -142,6 +142,7 @@ Three simulated vLLM servers are running:
 
 {list}
 and one proxy over them: http://{proxy}
+How it is doing, in a browser: http://{proxy}/proxy/
 
 Try these in another terminal.
 
