@@ -2,6 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
 
+#[path = "cli/printed.rs"]
+mod printed;
+
 use rstest::rstest;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -279,26 +282,6 @@ fn help_names_every_option_with_its_variable_and_no_value() {
     let help = String::from_utf8(run(&["--help"], &variables).stdout).unwrap();
     for name in ["server", "readme", "mock", "health", "Exit status:", "VLLM_PXY_VERBOSITY"] {
         assert!(help.contains(name), "{name} in {help}");
-    }
-}
-
-#[test]
-fn version_and_readme_are_printed() {
-    let version = concat!("vllm-proxy ", env!("CARGO_PKG_VERSION"), "\n");
-    assert_eq!(String::from_utf8(run(&["--version"], &[]).stdout).unwrap(), version);
-    // Whatever the variables say.
-    let output = run(&["readme"], &[("VLLM_PXY_PORT", "x")]);
-    assert!(output.status.success(), "{output:?}");
-    assert_eq!(String::from_utf8(output.stdout).unwrap(), include_str!("../README.md"));
-}
-
-#[test]
-fn a_reader_who_leaves_is_no_error() {
-    for arguments in [["readme"], ["--help"]] {
-        let (reader, writer) = std::io::pipe().unwrap();
-        drop(reader);
-        let output = command(&arguments, &[]).stdout(writer).output().unwrap();
-        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     }
 }
 

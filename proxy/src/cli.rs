@@ -12,7 +12,7 @@ mod wording;
 
 use crate::config::Runtime;
 use crate::usage::UsageError;
-use crate::{demo, mock, simulate};
+use crate::{demo, mock, simulate, version};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -89,7 +89,8 @@ Exit status:
 #[derive(Parser)]
 #[command(
     name = "vllm-proxy",
-    version,
+    version = version::short(),
+    long_version = version::long(),
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_long_help = AFTER_HELP,
@@ -395,7 +396,7 @@ pub(crate) fn parse(
         if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
             Stop::Told(error)
         } else {
-            Stop::Wrong(wording::of(&error, &<Cli as clap::CommandFactory>::command()))
+            Stop::Wrong(wording::of(&error, &program()))
         }
     })?;
     let (later, command) = match cli.command {
@@ -407,6 +408,11 @@ pub(crate) fn parse(
         Commands::Health(With { args, globals }) => (globals, Command::Health(args)),
     };
     Ok((cli.globals.followed_by(later), command))
+}
+
+/// The definition of the command line.
+pub(crate) fn program() -> clap::Command {
+    <Cli as clap::CommandFactory>::command()
 }
 
 /// Prints to standard output, for a reader who may not stay to the end.
@@ -436,7 +442,7 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        <Cli as clap::CommandFactory>::command().debug_assert();
+        program().debug_assert();
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod stop;
 mod upstream;
 mod usage;
 mod values;
+mod version;
 
 use crate::cli::Command;
 use crate::config::Globals;
