@@ -12,7 +12,7 @@ mod wording;
 
 use crate::config::Runtime;
 use crate::usage::UsageError;
-use crate::{demo, mock, simulate, version};
+use crate::{completions, demo, mock, simulate, version};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -122,6 +122,7 @@ enum Commands {
     /// It is when GET /health answers 200 within 5 seconds.
     #[command(after_long_help = HEALTH_AFTER_HELP)]
     Health(With<HealthArgs>),
+    Completions(With<completions::Args>),
 }
 
 #[derive(Args)]
@@ -143,6 +144,7 @@ pub(crate) enum Command {
     Mock(mock::Args),
     Simulate(simulate::Args),
     Health(HealthArgs),
+    Completions(completions::Args),
 }
 
 // Values are kept in the order written: the last one counts, all are checked. No `///` here and
@@ -406,6 +408,7 @@ pub(crate) fn parse(
         Commands::Mock(With { args, globals }) => (globals, Command::Mock(args)),
         Commands::Simulate(With { args, globals }) => (globals, Command::Simulate(args)),
         Commands::Health(With { args, globals }) => (globals, Command::Health(args)),
+        Commands::Completions(With { args, globals }) => (globals, Command::Completions(args)),
     };
     Ok((cli.globals.followed_by(later), command))
 }

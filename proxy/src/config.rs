@@ -92,7 +92,11 @@ impl Runtime {
 
     /// Which there are, for people.
     pub(crate) fn names() -> String {
-        Self::ALL.iter().map(|runtime| runtime.name()).collect::<Vec<_>>().join(" or ")
+        Self::all_names().collect::<Vec<_>>().join(" or ")
+    }
+
+    pub(crate) fn all_names() -> impl Iterator<Item = &'static str> {
+        Self::ALL.iter().map(|runtime| runtime.name())
     }
 
     /// The one that nobody has to ask for.
@@ -109,6 +113,10 @@ impl Runtime {
         }
     }
 }
+
+/// All there are, the default first.
+pub(crate) const POLICIES: [Policy; 3] =
+    [Policy::CacheAware, Policy::LeastLoad, Policy::RoundRobin];
 
 pub(crate) const fn policy_name(policy: Policy) -> &'static str {
     match policy {
@@ -346,7 +354,7 @@ fn runtime(text: &str) -> Result<Runtime, Invalid> {
 }
 
 fn policy(text: &str) -> Result<Policy, Invalid> {
-    [Policy::CacheAware, Policy::LeastLoad, Policy::RoundRobin]
+    POLICIES
         .into_iter()
         .find(|policy| policy_name(*policy) == text)
         .ok_or_else(|| Invalid::expected("cache-aware, least-load or round-robin"))

@@ -80,6 +80,9 @@ pub(crate) enum Format {
 }
 
 impl Format {
+    /// One name of each.
+    pub(crate) const NAMES: [&str; 3] = ["txt", "json", "yaml"];
+
     pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
         match text {
             "txt" => Ok(Self::Txt),

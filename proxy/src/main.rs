@@ -1,6 +1,7 @@
 //! The program `vllm-proxy`: parse, set up logs, run, exit status.
 
 mod cli;
+mod completions;
 mod config;
 mod demo;
 mod health;
@@ -42,6 +43,14 @@ fn main() -> ExitCode {
             Ok(_) => cli::print(include_str!("../../README.md")),
             Err(error) => cli::complain(&error, USAGE),
         },
+        Command::Completions(args) => {
+            match config::globals(&globals, &config::no_environment)
+                .and_then(|_| completions::script(&args))
+            {
+                Ok(script) => cli::print(&script),
+                Err(error) => cli::complain(&error, USAGE),
+            }
+        }
         Command::Server(args) => match config::server(&globals, &args, &env) {
             Ok((globals, server)) => run(&globals, || serve::run(&globals, server)),
             Err(error) => cli::complain(&error, USAGE),
