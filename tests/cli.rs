@@ -27,6 +27,7 @@ const OPTIONS: &[(&str, &str, &str, &str)] = &[
     ("--http-timeout", "VLLM_PXY_HTTP_TIMEOUT", "0.5", "soon"),
     ("--host", "VLLM_PXY_HOST", "127.0.0.1", "a b"),
     ("--port", "VLLM_PXY_PORT", "0", "65536"),
+    ("--admin", "VLLM_PXY_ADMIN", "127.0.0.1:0", "8001"),
     ("--runtime", "VLLM_PXY_RUNTIME", RUNTIME, "tokio"),
     ("--threads", "VLLM_PXY_THREADS", "2", "0"),
     ("--policy", "VLLM_PXY_POLICY", "round-robin", "random"),
@@ -160,7 +161,6 @@ fn upstreams_are_required(#[case] line: &str) {
 #[case::value_missing("server --port", "missing value for --port")]
 #[case::value_of_a_flag("--verbose=3 server http://a", "unexpected value for --verbose")]
 #[case::argument_of_readme("readme http://a", "unexpected argument")]
-#[case::later_work("server --admin :1 http://a", "`--admin`")]
 #[case::shell("completions ksh", "`ksh` for SHELL: expected bash, elvish, fish, powershell or zsh")]
 #[case::no_shell("completions", "missing SHELL: expected bash, ")]
 #[case::two_shells("completions bash zsh", "unexpected argument")]
