@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
 
+#[path = "cli/deployed.rs"]
+mod deployed;
 #[path = "cli/printed.rs"]
 mod printed;
 
