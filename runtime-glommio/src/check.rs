@@ -4,6 +4,7 @@
 //! missing; does not know what else there is to run on. Asks by trying, since versions say little:
 //! a small ring is made as the reactor makes its own, and each of the three calls is called once.
 
+use glommio::CpuSet;
 use io_uring::{IoUring, Probe, opcode};
 use rustix::io::Errno;
 use rustix::process::{Gid, Resource, Rlimit, getegid, getgroups, getrlimit, setrlimit};
@@ -33,7 +34,9 @@ pub fn check(threads: usize) -> Result<(), Unusable> {
     try_ring().map_err(|(call, error)| {
         let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
         Facts::gather(limit).judge(call, errno)
-    })
+    })?;
+    // glommio 0.9 panics where it cannot learn this.
+    CpuSet::online().map(drop).map_err(|error| Unusable::Cores { reason: error.to_string() })
 }
 
 /// Why io_uring cannot be used.
@@ -47,6 +50,8 @@ pub enum Unusable {
     Sysctl { disabled: u8, group: Option<u32> },
     /// A seccomp filter, on this call.
     Filter { call: &'static str, errno: Errno },
+    /// Nobody says which cores there are, to one of which each thread is pinned.
+    Cores { reason: String },
     /// Somebody else.
     Refused { call: &'static str, errno: Errno },
     /// The limit of locked memory.
@@ -97,6 +102,11 @@ impl Display for Unusable {
                  and io_uring_register (Docker: `--security-opt seccomp=PROFILE`; Kubernetes: \
                  `seccompProfile` of type Localhost, or Unconfined; `vllm-proxy readme` has a \
                  profile)"
+            ),
+            Self::Cores { reason } => write!(
+                f,
+                "/sys/devices/system does not say which cores there are ({reason}): mount sysfs at \
+                 /sys, read-only will do"
             ),
             Self::Refused { call, errno } => write!(
                 f,

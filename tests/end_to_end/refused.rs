@@ -144,3 +144,23 @@ fn by_a_limit_of_locked_memory() {
     }
     assert_eq!(proxy.values("starting")[0]["runtime"], "glommio");
 }
+
+#[rstest]
+#[cfg_attr(io_uring_refused, ignore = "io_uring was refused as this was built")]
+fn nobody_says_which_cores_there_are() {
+    const AS_ROOT: [&str; 2] = ["--map-root-user", "--mount"];
+    let allowed = Command::new("unshare").args(AS_ROOT).arg("true").status();
+    if !allowed.is_ok_and(|status| status.success()) {
+        println!("namespaces are refused here: /sys cannot be hidden");
+        return;
+    }
+    let mut command = Command::new("unshare");
+    let hide = "mount -t tmpfs none /sys && exec \"$0\" \"$@\"";
+    command.args(AS_ROOT).args(["sh", "-c", hide, PROXY]);
+    let proxy = Proxy::spawn_by(command, Runtime::Glommio, &["-p", "0"], &[], &nobody());
+    let said = refusal(proxy);
+    let expected = "vllm-proxy: cannot run on glommio: /sys/devices/system does not say which \
+                    cores there are (";
+    assert!(said.starts_with(expected), "{said}");
+    assert!(said.contains("mount sysfs at /sys"), "{said}");
+}
