@@ -6,6 +6,17 @@ use std::fmt::Write as _;
 /// The header that tells the backend how to answer; its value is an [`Order`].
 pub const ORDER_HEADER: &str = "x-bench";
 
+/// The same as a field of a body that somebody may write anew who passes on few headers and
+/// fields.
+pub const ORDER_FIELD: &str = "\"stop\":\"";
+
+/// The order in a body, if it has that field.
+pub fn written_order(body: &[u8]) -> Option<Order> {
+    let at = body.windows(ORDER_FIELD.len()).position(|part| part == ORDER_FIELD.as_bytes())?;
+    let value = body.get(at + ORDER_FIELD.len()..)?.split(|&byte| byte == b'"').next()?;
+    Order::parse(std::str::from_utf8(value).ok()?)
+}
+
 /// The length of one event's data, with its blank line.
 pub const EVENT_BYTES: usize = 250;
 

@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType};
 use vllm_proxy_bench::Fault;
-use vllm_proxy_bench::content::{self, Events, ORDER_HEADER, Order, answer, push_chunk};
+use vllm_proxy_bench::content::{
+    self, Events, ORDER_HEADER, Order, answer, push_chunk, written_order,
+};
 use vllm_proxy_bench::poll::{Interest, Poll, Ready};
 
 /// Larger than any request of the bench, so that one read empties the socket.
@@ -215,6 +217,7 @@ impl Backend {
             let Some(body) = rest.get(head_bytes..head_bytes + body_bytes) else {
                 return Some(used);
             };
+            let order = order.or_else(|| written_order(body));
             let sent = match order {
                 Some(order) => self.obey(connection, token, order, body),
                 None => {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use vllm_proxy_bench::Fault;
 use vllm_proxy_bench::chunks::Chunks;
 use vllm_proxy_bench::content::{
-    BODIES, DONE, EVENT_BYTES, Events, ORDER_HEADER, Order, answer, body,
+    BODIES, DONE, EVENT_BYTES, Events, ORDER_FIELD, ORDER_HEADER, Order, answer, body,
 };
 use vllm_proxy_bench::poll::{Interest, Poll, Ready};
 use vllm_proxy_bench::usage::{Group, core_idle_ns};
@@ -141,6 +141,8 @@ impl Meter {
 #[derive(Clone)]
 enum Expected {
     Whole(Rc<[u8]>),
+    /// Some JSON: the request was written anew on its way, and the answer follows from its bytes.
+    Json,
     Events(u64),
 }
 
@@ -148,6 +150,8 @@ enum Expected {
 struct Checker {
     expected: Expected,
     seen: u64,
+    /// What was seen of [`Expected::Json`].
+    json: Vec<u8>,
 }
 
 impl Checker {
@@ -159,6 +163,10 @@ impl Checker {
                 if whole.get(from..from + piece.len()) != Some(piece) {
                     return Err(wrong.into());
                 }
+                self.seen += piece.len() as u64;
+            }
+            Expected::Json => {
+                self.json.extend_from_slice(piece);
                 self.seen += piece.len() as u64;
             }
             Expected::Events(count) => {
@@ -185,6 +193,7 @@ impl Checker {
     fn is_complete(&self) -> bool {
         match &self.expected {
             Expected::Whole(whole) => self.seen == whole.len() as u64,
+            Expected::Json => serde_json::from_slice::<serde_json::Value>(&self.json).is_ok(),
             Expected::Events(count) => self.seen == count * EVENT_BYTES as u64 + DONE.len() as u64,
         }
     }
@@ -205,7 +214,10 @@ struct Answer {
 
 impl Answer {
     fn new(expected: Expected) -> Self {
-        Self { phase: Phase::Head(Vec::new()), checker: Checker { expected, seen: 0 } }
+        Self {
+            phase: Phase::Head(Vec::new()),
+            checker: Checker { expected, seen: 0, json: Vec::new() },
+        }
     }
 
     /// Takes what was read; true when the answer is complete and right.
@@ -269,8 +281,13 @@ struct Shot {
 }
 
 impl Shot {
-    fn new(addr: SocketAddr, order: Order, body_bytes: usize, index: usize) -> Self {
-        let body = body(body_bytes, index % BODIES, order != Order::Unary);
+    fn new(options: &Options, order: Order, body_bytes: usize, index: usize) -> Self {
+        let addr = options.addr;
+        let mut body = body(body_bytes, index % BODIES, order != Order::Unary);
+        if options.values.contains_key("rewritten") {
+            // Who writes bodies anew may pass on few headers.
+            body.splice(..1, format!("{{{ORDER_FIELD}{order}\",").bytes());
+        }
         let mut bytes = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: {addr}\r\nUser-Agent: bench/1\r\n\
              Accept: application/json\r\nAccept-Encoding: identity\r\n\
@@ -281,6 +298,7 @@ impl Shot {
         .into_bytes();
         bytes.extend_from_slice(&body);
         let expected = match order.events() {
+            None if options.values.contains_key("rewritten") => Expected::Json,
             None => Expected::Whole(answer(&body).into()),
             Some(events) => Expected::Events(events),
         };
@@ -407,7 +425,7 @@ fn requests(options: &Options) -> Result<String, Fault> {
         events => Order::Burst { events },
     };
     let shots: Vec<Shot> =
-        (0..BODIES).map(|index| Shot::new(options.addr, order, body_bytes, index)).collect();
+        (0..BODIES).map(|index| Shot::new(options, order, body_bytes, index)).collect();
     let mut crowd = Crowd::new()?;
     for _ in 0..connections {
         crowd.connect(options.addr)?;
@@ -491,7 +509,7 @@ fn streams(options: &Options) -> Result<String, Fault> {
         crowd.connect(options.addr)?;
         let phase_us = interval_us * stream as u64 / streams as u64;
         let order = Order::Paced { interval_us, phase_us, events };
-        let shot = Shot::new(options.addr, order, body_bytes, stream);
+        let shot = Shot::new(options, order, body_bytes, stream);
         crowd.clients[stream].fire(&shot, &crowd.poll)?;
     }
     let meter = Meter::new(options)?;
@@ -544,7 +562,7 @@ fn idle(options: &Options) -> Result<String, Fault> {
     let settle = Duration::from_millis(options.number("settle-ms", 1_000)?);
     let body_bytes = options.number("body-bytes", 2048)? as usize;
     let shots: Vec<Shot> =
-        (0..BODIES).map(|index| Shot::new(options.addr, Order::Idle, body_bytes, index)).collect();
+        (0..BODIES).map(|index| Shot::new(options, Order::Idle, body_bytes, index)).collect();
     let watched = options.group("pids")?;
     let before = watched.memory_kib()?;
     let mut crowd = Crowd::new()?;
