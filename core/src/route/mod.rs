@@ -15,7 +15,7 @@ pub(crate) use favourite::{favourite, first_unpopular};
 pub(crate) use held::{Held, Next, Pool, Promise, Tried};
 pub use pick::{Candidate, Question, pick};
 pub use prompt::{CHUNK_BYTES, CHUNKS_MAX, Fingerprint};
-pub use score::{Cost, Work, cost, fastest};
+pub use score::{Cost, Terms, Work, cost, fastest};
 pub use several::{AdapterChange, Asked, Change, Echo, Gathering, Narrow};
 
 use crate::fleet::{BackendId, BackendSpec};

@@ -5,7 +5,8 @@
 use crate::config::Policy;
 use crate::fleet::{BackendId, BackendName, Standing};
 use crate::route::Reason;
-use crate::route::score::{Work, cost};
+use crate::route::score::{Cost, Work, cost};
+use core::cmp::Ordering;
 
 /// A backend that may take the request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,26 @@ pub struct Question {
     pub fastest: Option<i64>,
 }
 
+impl Question {
+    /// Which of two candidates is to be preferred: the lesser. The least of all is chosen.
+    pub fn compare(&self, one: &Candidate, other: &Candidate) -> Ordering {
+        match self.policy {
+            Policy::LeastLoad | Policy::CacheAware => self.by_cost(one).cmp(&self.by_cost(other)),
+            Policy::RoundRobin => self.by_turn(one).cmp(&self.by_turn(other)),
+        }
+    }
+
+    fn by_cost(&self, one: &Candidate) -> (u8, Cost) {
+        (one.reluctance, cost(self.work, self.request, self.fastest, one))
+    }
+
+    /// The next after the last one, by id; past the end, the first.
+    fn by_turn(&self, one: &Candidate) -> (u8, bool, BackendId) {
+        let turned = self.last.is_some_and(|last| one.backend <= last);
+        (one.reluctance, turned, one.backend)
+    }
+}
+
 /// Chooses; `None` if there is no candidate.
 pub fn pick(
     question: Question,
@@ -60,20 +81,12 @@ pub fn pick(
         among += usize::from(one.reluctance == least);
     });
     let chosen = match question.policy {
-        Policy::LeastLoad | Policy::CacheAware => candidates
-            .map(|one| {
-                (one.reluctance, cost(question.work, question.request, question.fastest, &one))
-            })
-            .min()
-            .map(|(_, cost)| cost.backend),
-        // The next after the last one, by id; past the end, the first.
-        Policy::RoundRobin => candidates
-            .map(|one| {
-                let turned = question.last.is_some_and(|last| one.backend <= last);
-                (one.reluctance, turned, one.backend)
-            })
-            .min()
-            .map(|(_, _, backend)| backend),
+        Policy::LeastLoad | Policy::CacheAware => {
+            candidates.map(|one| question.by_cost(&one)).min().map(|(_, cost)| cost.backend)
+        }
+        Policy::RoundRobin => {
+            candidates.map(|one| question.by_turn(&one)).min().map(|(.., backend)| backend)
+        }
     };
     let reason = match question.policy {
         Policy::LeastLoad | Policy::CacheAware | Policy::RoundRobin if among <= 1 => Reason::Only,

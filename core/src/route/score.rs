@@ -76,33 +76,81 @@ pub struct Cost {
     pub backend: BackendId,
 }
 
+/// What a cost is made of, in thousandths of a token: what a request would wait for and do at a
+/// backend, and what is added so that it does not go where another should.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// What waits there for its prefill, or is being computed.
+    pub queued: i64,
+    /// What of the prompt is to be computed.
+    pub uncached: i64,
+    /// How much requests in flight there suffer by that.
+    pub delay: i64,
+    /// For the context that requests in flight there hold.
+    pub resident: i64,
+    /// For each request in flight there.
+    pub requests: i64,
+    /// How much more all this is there than it would be at the fastest.
+    pub slower: i64,
+    /// For what was lately computed there for the first time.
+    pub fresh: i64,
+    /// Since another proxy is at home there.
+    pub surcharge: i64,
+    /// What it saves where proxies that cannot hear each other send such prompts; not negative.
+    pub favour: i64,
+}
+
+impl Terms {
+    /// Of sending a request to a candidate. `fastest` is the pace of the fastest, if speeds are to
+    /// count.
+    pub fn of(work: Work, fastest: Option<i64>, candidate: &Candidate) -> Self {
+        let Candidate { in_hand, cached, fresh, pace, favoured, surcharge, .. } = *candidate;
+        let uncached = work.with_cached(cached).uncached;
+        let requests = i64::from(in_hand.in_flight);
+        let terms = Self {
+            queued: in_hand.queued,
+            uncached,
+            delay: uncached.saturating_mul(DELAY.saturating_mul(requests)) / 1_000,
+            resident: in_hand.resident.saturating_mul(RESIDENT) / 1_000,
+            requests: REQUEST.saturating_mul(requests),
+            slower: 0,
+            fresh: i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH),
+            surcharge: uncached / 1_000 * i64::from(surcharge),
+            favour: if favoured { uncached / 1_000 * FAVOUR } else { 0 },
+        };
+        let Some(fastest) = fastest else { return terms };
+        let work = terms.work();
+        let slower = i128::from(work) * i128::from(pace) / i128::from(fastest.max(1));
+        let slower = i64::try_from(slower).unwrap_or(i64::MAX);
+        Self { slower: slower.saturating_sub(work), ..terms }
+    }
+
+    /// All of them together.
+    pub const fn sum(&self) -> i64 {
+        self.work()
+            .saturating_add(self.slower)
+            .saturating_add(self.fresh)
+            .saturating_add(self.surcharge)
+            .saturating_sub(self.favour)
+    }
+
+    /// What takes its time.
+    const fn work(&self) -> i64 {
+        self.queued
+            .saturating_add(self.uncached)
+            .saturating_add(self.delay)
+            .saturating_add(self.resident)
+            .saturating_add(self.requests)
+    }
+}
+
 /// What it costs to send the request numbered `request` to a candidate. `fastest` is the pace of
 /// the fastest, if speeds are to count.
 pub fn cost(work: Work, request: u64, fastest: Option<i64>, candidate: &Candidate) -> Cost {
-    let Candidate { backend, in_hand, cached, fresh, pace, name, favoured, surcharge, .. } =
-        *candidate;
-    let uncached = work.with_cached(cached).uncached;
-    let requests = i64::from(in_hand.in_flight);
-    let delay = uncached.saturating_mul(DELAY.saturating_mul(requests)) / 1_000;
-    let sum = in_hand
-        .queued
-        .saturating_add(uncached)
-        .saturating_add(delay)
-        .saturating_add(in_hand.resident.saturating_mul(RESIDENT) / 1_000)
-        .saturating_add(REQUEST.saturating_mul(requests));
-    let sum = match fastest {
-        None => sum,
-        Some(fastest) => {
-            let slower = i128::from(sum) * i128::from(pace) / i128::from(fastest.max(1));
-            i64::try_from(slower).unwrap_or(i64::MAX)
-        }
-    };
-    let fresh_work = i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH);
-    let favour = if favoured { uncached / 1_000 * FAVOUR } else { 0 };
-    let surcharge = uncached / 1_000 * i64::from(surcharge);
-    let sum = sum.saturating_add(fresh_work).saturating_add(surcharge).saturating_sub(favour);
+    let Candidate { backend, in_hand, fresh, name, .. } = *candidate;
     let turn = mix(mix(request).wrapping_add(name.0));
-    Cost { work: sum, in_flight: in_hand.in_flight, fresh, turn, backend }
+    let work = Terms::of(work, fastest, candidate).sum();
+    Cost { work, in_flight: in_hand.in_flight, fresh, turn, backend }
 }
 
 #[cfg(test)]
@@ -213,6 +261,36 @@ mod tests {
         let one = candidate(0, Standing::default(), cached, 0);
         let abroad = Candidate { surcharge: 500, ..one };
         assert_eq!(cost(work, 0, None, &abroad).work, expected);
+    }
+
+    #[rstest]
+    #[case::idle(Standing::default(), 0, 0, None)]
+    #[case::busy(Standing { queued: 700_001, resident: 3_000_999, in_flight: 3 }, 100_000, 77, None)]
+    #[case::slow(Standing { queued: 700_001, resident: 9, in_flight: 3 }, 0, 1, Some(3))]
+    #[case::as_fast(Standing { queued: 1, resident: 9, in_flight: 1 }, 0, 1, Some(8))]
+    #[case::absurd(
+        Standing { queued: i64::MAX, resident: i64::MAX, in_flight: u32::MAX }, 0, 0, Some(1)
+    )]
+    fn terms_sum_up_to_the_cost(
+        #[case] in_hand: Standing,
+        #[case] cached: i64,
+        #[case] fresh: u64,
+        #[case] fastest: Option<i64>,
+    ) {
+        let work = Work { uncached: 1_000_000, prompt: 1_000_000 };
+        for (favoured, surcharge) in [(false, 0), (true, 0), (false, 250), (true, 1_000)] {
+            let one = candidate(0, in_hand, cached, fresh);
+            let one = Candidate { favoured, surcharge, ..one };
+            let terms = Terms::of(work, fastest, &one);
+            let Terms { queued, uncached, delay, resident, requests, .. } = terms;
+            let Terms { slower, fresh, surcharge, favour, .. } = terms;
+            let plus = [queued, uncached, delay, resident, requests, slower, fresh, surcharge];
+            let sum = plus.into_iter().map(i128::from).sum::<i128>() - i128::from(favour);
+            let exact = i64::try_from(sum).unwrap_or(i64::MAX - favour);
+            assert_eq!(terms.sum(), exact);
+            assert_eq!(cost(work, 5, fastest, &one).work, terms.sum());
+            assert!(plus.iter().all(|term| *term >= 0) && favour >= 0, "{terms:?}");
+        }
     }
 
     #[test]
