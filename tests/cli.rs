@@ -88,6 +88,12 @@ fn a_wrong_value_is_named_with_its_culprit_and_what_was_expected() {
         check(&["server", "http://a", option, valid], &[(variable, wrong)], variable);
         check(&["server", "http://a", option, wrong, option, valid], &[], option);
     }
+    // It may stand without a value, so that one must be joined to it.
+    let said = refusal(&["server", "http://a", "--explain=2", "--explain"], &[]);
+    assert!(
+        said.contains("invalid value `2` for --explain: expected 1, true, yes or on"),
+        "{said}"
+    );
 }
 
 #[rstest]

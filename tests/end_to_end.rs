@@ -33,6 +33,8 @@ mod wire;
 mod abandoned;
 #[path = "end_to_end/events.rs"]
 mod events;
+#[path = "end_to_end/explaining.rs"]
+mod explaining;
 #[path = "end_to_end/failing.rs"]
 mod failing;
 #[path = "end_to_end/framing.rs"]

@@ -6,7 +6,9 @@
 
 mod apart;
 mod choose;
+mod explain;
 mod learn;
+mod plan;
 mod several;
 mod share;
 mod status;
@@ -37,6 +39,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use log::debug;
+use plan::{Seen, Verdict};
 use share::Sharing;
 
 /// How soon a request that waits for knowledge asks again. Far below what a person or a health
@@ -133,23 +136,37 @@ impl Engine {
     /// Asks who takes a request.
     pub fn route(&mut self, request: &RequestMeta<'_>, now: Instant) -> Decision {
         self.share_time(now);
+        if request.dry_run {
+            return Decision::Explained(Box::new(self.explain(request, now)));
+        }
         let patient = now < request.since + KNOWLEDGE_WAIT;
+        match self.plan(request, patient, now) {
+            Verdict::Say(decision) => decision,
+            Verdict::Send(plan) => match self.carry_out(plan, now) {
+                Some(route) => Decision::Forward(route),
+                None => Decision::Refuse(Refusal::NoAnswer),
+            },
+        }
+    }
+
+    /// What a request comes to. One that is patient waits for what is about to be known.
+    fn plan(&mut self, request: &RequestMeta<'_>, patient: bool, now: Instant) -> Verdict {
         let unsure = patient && self.fleet.first_round_unfinished();
         // Behind keys a backend judges the method, too: 401 comes before 405.
         let keyed = request.who == Who::Models && self.fleet.any_keyed();
         if let Some(allow) = request.allow
             && !keyed
         {
-            return Decision::Answer(Answer::method_not_allowed(allow));
+            return Verdict::Say(Decision::Answer(Answer::method_not_allowed(allow)));
         }
-        match request.who {
+        Verdict::Say(match request.who {
             Who::Realtime if request.model.is_none() && unsure => later(now),
             Who::Realtime if request.model.is_none() && !self.fleet.serves_alike() => {
                 Decision::Accept
             }
-            Who::Backend | Who::Realtime => self.forward(request, patient, unsure, now),
+            Who::Backend | Who::Realtime => return self.forward(request, patient, unsure, now),
             Who::Owner | Who::Each | Who::Every | Who::Named if unsure => later(now),
-            Who::Owner => self.search(request, None, now),
+            Who::Owner => return self.search(request, None, now),
             Who::Each | Who::Every | Who::Named => self.gather(request),
             Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
             Who::Health if self.fleet.any_serves() => Decision::Answer(Answer::empty(200)),
@@ -163,18 +180,20 @@ impl Engine {
                     .then(|| Answer::models(cards.iter().map(|card| card.text())));
                 match answer {
                     Some(answer) if !keyed => Decision::Answer(answer),
-                    answer => self.ask_keyed(request, answer, now),
+                    answer => return self.ask_keyed(request, answer, now),
                 }
             }
             Who::Live => Decision::Answer(Answer::empty(200)),
             Who::Page => Decision::Answer(page::answer()),
             Who::Status | Who::Events => Decision::Status(Box::new(self.status(now))),
+            // Whoever asks what it would be told learns that it is told this.
+            Who::Explain => Decision::Answer(Answer::empty(200)),
             Who::Models => Decision::Refuse(Refusal::Starting),
             Who::Version => match self.fleet.version() {
                 Some(version) => Decision::Answer(Answer::version(version)),
                 None => Decision::Refuse(Refusal::Starting),
             },
-        }
+        })
     }
 
     /// Gives a ticket back because its backend failed before anything of an answer reached the
@@ -223,8 +242,13 @@ impl Engine {
         }
         let unasked = held.tried.len() > 0;
         let next = match held.next(why) {
-            Next::Same => self.send(id, Held { fresh: true, ..held }, Reason::Stale, now),
-            Next::Other => self.choose(id, held, now),
+            Next::Same => {
+                self.send(id, Held { fresh: true, ..held }, Reason::Stale, &Seen::default(), now)
+            }
+            Next::Other => {
+                let plan = self.choose(id, held, Seen::new(false), now);
+                plan.and_then(|plan| self.carry_out(plan, now))
+            }
             Next::GiveUp => None,
         };
         self.settle(failed);

@@ -21,6 +21,8 @@ mod attempt;
 mod deadlines;
 mod errand;
 mod events;
+mod explained;
+mod explaining;
 mod flow;
 mod gather;
 mod orders;
@@ -370,6 +372,7 @@ impl Exchange {
                 // What was doubtful of the first backend's answer is of the next one's.
                 self.doubt.get_or_insert(core::mem::take(&mut route.doubt));
                 let wire = self.request.compose(&route.spec);
+                self.request.told.attempts = route.attempt;
                 self.attempt = Some(Attempt::new(route, wire, now));
                 self.orders.push_back(Order::Connect);
             }
@@ -380,20 +383,20 @@ impl Exchange {
                 self.watched(&status, now);
             }
             Decision::Status(status) => self.answer(&status.answer(), now),
+            Decision::Explained(explained) => self.explained(&explained, now),
             Decision::Gather(gathering) => self.gather(gathering, now),
             Decision::Refuse(refusal) if self.realtime.is_some() => {
                 self.nameless_refused(&refusal, now);
             }
             // The 404s of some are not the word of all.
-            Decision::Refuse(refusal @ Refusal::Unasked) => {
-                self.answer(&refusal.answer(self.request.shape()), now);
-            }
+            Decision::Refuse(refusal @ Refusal::Unasked) => self.refused(&refusal, now),
             Decision::Refuse(refusal) => match self.kept.take() {
-                Some(kept) => {
+                Some(mut kept) => {
+                    self.tell_attempts(&mut kept.bytes);
                     self.out.extend_from_slice(&kept.bytes);
                     self.answered(kept.after, now);
                 }
-                None => self.answer(&refusal.answer(self.request.shape()), now),
+                None => self.refused(&refusal, now),
             },
         }
     }
@@ -419,6 +422,7 @@ impl Exchange {
             close: !keep,
             keep: keep && self.request.minor == 0,
             unix_micros: forward::unix_micros(self.limits.epoch_micros, now),
+            nowhere: self.request.told.nowhere,
         };
         forward::own_answer(&mut self.out, answer, &setting);
         self.answered(if keep { After::NextRequest } else { After::Close }, now);

@@ -116,6 +116,10 @@
 //! task ends, [`Carrier`](carry::Carrier) settles what
 //! [`Exchange::abandon`](exchange::Exchange::abandon) gives back.
 //!
+//! **Invariant: a choice is made before anything follows from it,** so that whoever wants to know
+//! [what a request would come to](route::Explained) is told by the same code, and nothing comes of
+//! the question.
+//!
 //! **Invariant: only the engine tries again,** and never after a byte of an answer's body reached
 //! the client. A [`Failure`](route::Failure) says how far the request got.
 //!

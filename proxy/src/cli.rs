@@ -242,6 +242,25 @@ pub(crate) struct ServerArgs {
     #[arg(long, value_name = "ADDR", help_heading = "Listening")]
     pub(crate) admin: Vec<OsString>,
 
+    /// Tell clients that ask why a backend was chosen for them
+    ///
+    /// Who sends the header `x-vllm-proxy-explain: 1` gets x-vllm-proxy-backend, -reason,
+    /// -predicted-cached-tokens and -attempts with the answer. They tell whether somebody else
+    /// sent the same prompt before, so they are off; the address of --admin has them always.
+    ///
+    /// --explain=false overrides the variable.
+    ///
+    /// [variable: VLLM_PXY_EXPLAIN, 1 or 0] [default: 0]
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "1",
+        help_heading = "Listening"
+    )]
+    pub(crate) explain: Vec<OsString>,
+
     /// How a backend is chosen: cache-aware, least-load or round-robin
     ///
     /// least-load takes the one with the least work in hand among those that serve the model.

@@ -44,6 +44,8 @@ pub(crate) struct Server {
     pub(crate) port: u16,
     /// Where operators come; the port may be 0.
     pub(crate) admin: Option<Address>,
+    /// Whether clients of the main address may ask why a backend was chosen.
+    pub(crate) explain: bool,
     pub(crate) runtime: Runtime,
     /// `None`: as many as there are cores.
     pub(crate) threads: Option<NonZeroUsize>,
@@ -197,6 +199,7 @@ fn everything(
     let admin = |text: &str| admin(text, &host);
     let server = Server {
         admin: read.value(&args.admin, ADMIN, &admin)?,
+        explain: read.value(&args.explain, EXPLAIN, &values::switch)?.unwrap_or(false),
         forward_unknown: forward_unknown(args, env, &upstreams)?,
         upstreams,
         host,
@@ -227,6 +230,7 @@ const UPSTREAMS: Names = ("UPSTREAM", "VLLM_PXY_UPSTREAMS");
 const HOST: Names = ("--host", "VLLM_PXY_HOST");
 const PORT: Names = ("--port", "VLLM_PXY_PORT");
 const ADMIN: Names = ("--admin", "VLLM_PXY_ADMIN");
+const EXPLAIN: Names = ("--explain", "VLLM_PXY_EXPLAIN");
 const RUNTIME: Names = ("--runtime", "VLLM_PXY_RUNTIME");
 const THREADS: Names = ("--threads", "VLLM_PXY_THREADS");
 const POLICY: Names = ("--policy", "VLLM_PXY_POLICY");
@@ -447,6 +451,34 @@ mod tests {
         let variables: Vec<_> =
             variable.map(|value| ("VLLM_PXY_FORWARD_UNKNOWN", value)).into_iter().collect();
         assert_eq!(configured(line, &variables).unwrap().1.forward_unknown, places);
+    }
+
+    #[rstest]
+    #[case::nobody_said("", "", false)]
+    #[case::option("--explain", "", true)]
+    #[case::with_a_value("--explain=Yes", "", true)]
+    #[case::variable("", "oN", true)]
+    #[case::variable_off("", "0", false)]
+    #[case::the_option_wins("--explain=false", "true", false)]
+    #[case::and_the_last_of_several("--explain=no --explain", "no", true)]
+    fn clients_may_ask_why(#[case] option: &str, #[case] variable: &str, #[case] may: bool) {
+        let line = format!("server {option} http://a");
+        let variables = [("VLLM_PXY_EXPLAIN", variable)];
+        let variables = if variable.is_empty() { &[][..] } else { &variables };
+        let (_, server) = configured(&line, variables).unwrap();
+        assert_eq!((server.explain, server.upstreams.len()), (may, 1));
+    }
+
+    #[rstest]
+    #[case::option("--explain=2", None, "`2` for --explain")]
+    #[case::variable("--explain", Some("maybe"), "`maybe` for VLLM_PXY_EXPLAIN")]
+    fn no_switch(#[case] option: &str, #[case] variable: Option<&str>, #[case] culprit: &str) {
+        let variables: Vec<_> =
+            variable.map(|value| ("VLLM_PXY_EXPLAIN", value)).into_iter().collect();
+        let error = configured(&format!("server {option} http://a"), &variables).unwrap_err();
+        let expected =
+            format!("invalid value {culprit}: expected 1, true, yes or on, or 0, false, no or off");
+        assert_eq!(error.to_string(), expected);
     }
 
     #[rstest]

@@ -56,11 +56,8 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         },
         proxy: redis.is_some().then_some(own),
     };
-    let access = if admin.is_some() {
-        Access { reads: false, ..Access::default() }
-    } else {
-        Access::default()
-    };
+    let reads = admin.is_none();
+    let access = Access { reads, explains: server.explain, ..Access::default() };
     let limits = Limits {
         access,
         body_bytes_max: server.max_body,

@@ -93,6 +93,18 @@ pub(crate) fn listen_port(text: &str) -> Result<u16, Invalid> {
         .ok_or_else(|| Invalid::expected("a number from 0 to 65535"))
 }
 
+/// What is on or off, such as `--explain`.
+pub(crate) fn switch(text: &str) -> Result<bool, Invalid> {
+    let is = |words: [&str; 4]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    if is(["1", "true", "yes", "on"]) {
+        Ok(true)
+    } else if is(["0", "false", "no", "off"]) {
+        Ok(false)
+    } else {
+        Err(Invalid::expected("1, true, yes or on, or 0, false, no or off"))
+    }
+}
+
 /// `--threads`.
 pub(crate) fn threads(text: &str) -> Result<NonZeroUsize, Invalid> {
     /// More than any machine has cores; each costs a stack and a listener.

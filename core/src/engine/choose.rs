@@ -1,13 +1,17 @@
 //! Choosing: among whom, who of them, and what follows if there is nobody.
 //!
 //! Knows the fleet and the policy; what a choice costs is told by [`route`](crate::route).
+//!
+//! Invariant: what chooses changes nothing that another choice follows from, so that it can be
+//! asked what it would do: a [`Plan`] is made, and only [`Engine::carry_out`] counts it anywhere.
 
+use super::plan::{Plan, Seen, Verdict};
 use super::{Engine, later};
 use crate::config::Policy;
 use crate::fleet::{Backend, BackendId, TokenLength};
 use crate::route::{
-    CHUNK_BYTES, Candidate, Decision, Doubt, Held, Pool, Promise, Question, Reason, Refusal,
-    RequestMeta, Retry, Route, Ticket, Tried, Who, Work, fastest, favourite, first_unpopular, pick,
+    CHUNK_BYTES, Candidate, Doubt, Held, Pool, Promise, Question, Reason, Refusal, RequestMeta,
+    Retry, Route, Ticket, Tried, Who, Work, fastest, favourite, first_unpopular, pick,
 };
 use crate::time::Instant;
 use crate::wire::answers::Answer;
@@ -29,7 +33,7 @@ impl Engine {
         patient: bool,
         unsure: bool,
         now: Instant,
-    ) -> Decision {
+    ) -> Verdict {
         // Who keeps the response serves the model that it goes on with.
         if request.model.is_none()
             && request.response.is_some_and(|id| self.fleet.owners.find(id, now).is_some())
@@ -44,48 +48,55 @@ impl Engine {
                     default = name;
                     &*default
                 }
-                None if unsure => return later(now),
-                None => return Decision::Refuse(Refusal::Starting),
+                None if unsure => return later(now).into(),
+                None => return Refusal::Starting.into(),
             },
         };
         if let Some((model, _, _)) = self.fleet.model(name) {
             if request.response.is_some() {
                 return self.search(request, Some(model), now);
             }
-            if let Some(mut route) = self.first_choice(request, Pool::Model(model), now) {
+            if let Some(mut plan) = self.first_choice(request, Pool::Model(model), now) {
                 if request.model.is_some() {
-                    route.doubt = Doubt::Unlisted;
+                    plan.doubt = Doubt::Unlisted;
                 }
-                return Decision::Forward(route);
+                return Verdict::Send(plan);
             }
         }
         if unsure {
-            return later(now);
+            return later(now).into();
         }
         if self.fleet.knows(name) {
-            return Decision::Refuse(Refusal::ModelDown { model: name.to_owned() });
+            return Refusal::ModelDown { model: name.to_owned() }.into();
         }
         let resolvers = self.fleet.resolves(&self.config.forward_unknown);
-        if !resolvers && patient && !self.fleet.refreshed(now) {
-            return later(now);
+        if !resolvers && patient {
+            let is_fresh = if request.dry_run {
+                !self.fleet.would_refresh(now)
+            } else {
+                self.fleet.refreshed(now)
+            };
+            if !is_fresh {
+                return later(now).into();
+            }
         }
         // "Unknown" is a word about the whole fleet, and who cannot be asked has not agreed.
         if !self.fleet.all_listed(self.config.upstreams) || !self.fleet.any_serves() {
-            return Decision::Refuse(Refusal::Starting);
+            return Refusal::Starting.into();
         }
         let refusal = self.unknown_model(name);
         if request.who == Who::Realtime {
             // It has said nothing else that a backend could object to.
-            return Decision::Refuse(refusal);
+            return refusal.into();
         }
-        let route = if resolvers {
+        let plan = if resolvers {
             self.first_choice(request, Pool::Resolvers, now)
         } else {
             self.ask_default(request, &refusal, now)
         };
-        match route {
-            Some(route) => Decision::Forward(route),
-            None => Decision::Refuse(refusal),
+        match plan {
+            Some(plan) => Verdict::Send(plan),
+            None => refusal.into(),
         }
     }
 
@@ -95,7 +106,7 @@ impl Engine {
         request: &RequestMeta<'_>,
         model: Option<Arc<str>>,
         now: Instant,
-    ) -> Decision {
+    ) -> Verdict {
         let owner = request.response.and_then(|id| self.fleet.owners.find(id, now));
         let down = match &model {
             Some(model) => Refusal::ModelDown { model: (**model).to_owned() },
@@ -103,8 +114,8 @@ impl Engine {
         };
         let pool = Pool::Search { model, owner, from: BackendId(0) };
         match self.first_choice(request, pool, now) {
-            Some(route) => Decision::Forward(Route { doubt: Doubt::Elsewhere, ..route }),
-            None => Decision::Refuse(down),
+            Some(plan) => Verdict::Send(Plan { doubt: Doubt::Elsewhere, ..plan }),
+            None => down.into(),
         }
     }
 
@@ -115,13 +126,13 @@ impl Engine {
         request: &RequestMeta<'_>,
         answer: Option<Answer>,
         now: Instant,
-    ) -> Decision {
+    ) -> Verdict {
         match (self.first_choice(request, Pool::Keyed, now), answer) {
-            (Some(route), Some(answer)) if request.allow.is_none() => {
-                Decision::Forward(Route { doubt: Doubt::Key(answer), ..route })
+            (Some(plan), Some(answer)) if request.allow.is_none() => {
+                Verdict::Send(Plan { doubt: Doubt::Key(answer), ..plan })
             }
-            (Some(route), _) => Decision::Forward(route),
-            (None, _) => Decision::Refuse(Refusal::Starting),
+            (Some(plan), _) => Verdict::Send(plan),
+            (None, _) => Refusal::Starting.into(),
         }
     }
 
@@ -150,7 +161,7 @@ impl Engine {
         request: &RequestMeta<'_>,
         refusal: &Refusal,
         now: Instant,
-    ) -> Option<Route> {
+    ) -> Option<Plan> {
         let pool = if self.fleet.any_keyed() {
             Pool::Keyed
         } else {
@@ -158,30 +169,31 @@ impl Engine {
             let (model, _, _) = self.fleet.model(&default)?;
             Pool::Model(model)
         };
-        let mut route = self.first_choice(request, pool, now)?;
+        let mut plan = self.first_choice(request, pool, now)?;
         // A backend that serves all there is says it best.
-        let Refusal::UnknownModel { bases, .. } = refusal else { return Some(route) };
-        let backend = self.fleet.backend(route.backend);
+        let Refusal::UnknownModel { bases, .. } = refusal else { return Some(plan) };
+        let backend = self.fleet.backend(plan.held.backend);
         let knows_all = backend.is_some_and(|backend| backend.bases().eq(bases));
         if !knows_all {
-            route.doubt = Doubt::Unknown(refusal.clone());
+            plan.doubt = Doubt::Unknown(refusal.clone());
         }
-        Some(route)
+        Some(plan)
     }
 
-    /// Sends a new request to one of a pool; `None` if none is eligible.
+    /// Chooses one of a pool for a new request; `None` if none is eligible.
     fn first_choice(
         &mut self,
         request: &RequestMeta<'_>,
         pool: Pool,
         now: Instant,
-    ) -> Option<Route> {
+    ) -> Option<Plan> {
         let held = Held {
             // Nobody yet: `choose` fills in who, when and as which attempt.
             backend: BackendId(u32::MAX),
             dispatch: 0,
             sent: now,
             tried: Tried::default(),
+            attempt: 0,
             delivered: 0,
             pool,
             // Nothing is estimated yet either: how long tokens are is the model's to say.
@@ -193,14 +205,18 @@ impl Engine {
             retry: request.retry,
             fresh: false,
         };
-        let id = self.next_ticket;
-        let route = self.choose(id, held, now)?;
-        self.next_ticket += 1;
-        Some(route)
+        let seen = Seen::new(request.dry_run);
+        self.choose(self.next_ticket, held, seen, now)
     }
 
-    /// Sends a request to the best backend that it was not sent to yet.
-    pub(super) fn choose(&mut self, id: u64, mut held: Held, now: Instant) -> Option<Route> {
+    /// Chooses the best backend that a request was not sent to yet.
+    pub(super) fn choose(
+        &mut self,
+        id: u64,
+        mut held: Held,
+        mut seen: Seen,
+        now: Instant,
+    ) -> Option<Plan> {
         let (tried, policy, cut_off) = (held.tried, self.config.policy, self.is_cut_off());
         let abroad = self.abroad(now);
         let length = match held.pool.model() {
@@ -228,6 +244,7 @@ impl Engine {
                 };
                 let cached =
                     |backend: &Backend| backend.trust.discounted(matched(backend) as i64 * chunk);
+                let promised = |matched| u64::try_from(matched as i64 * chunk / 1_000).unwrap_or(0);
                 let (_, model, mut backends) = self.fleet.model(model)?;
                 let holders = || model.holders.iter().copied().filter(untried);
                 let serving = |id| backends.find(id).filter(|backend| backend.serves());
@@ -241,21 +258,24 @@ impl Engine {
                     favourite(*chunk, eligible().map(|backend| (backend.id, backend.shared.name)))
                 });
                 let favourite = favourite.flatten();
+                let question = question(model.turn, fastest);
+                seen.asks(question);
                 let candidates = holders().filter_map(|id| {
                     let fresh = backends.fresh(id);
                     let backend = backends.find_mut(id)?;
                     let (cached, favoured) = (cached(backend), favourite == Some(id));
                     let surcharge = if backend.shared.abroad { abroad } else { 0 };
                     let candidate = candidate(backend, now)?;
-                    Some(Candidate { cached, fresh, favoured, surcharge, ..candidate })
+                    let candidate = Candidate { cached, fresh, favoured, surcharge, ..candidate };
+                    seen.sees(candidate, || promised(matched(backend)));
+                    Some(candidate)
                 });
-                let (chosen, mut reason) = pick(question(model.turn, fastest), candidates)?;
-                model.turn = Some(chosen);
+                let (chosen, mut reason) = pick(question, candidates)?;
                 if let Some(backend) = backends.find(chosen) {
                     held.work = work.with_cached(cached(backend));
                     let matched = matched(backend);
                     held.promise = Promise {
-                        tokens: u64::try_from(matched as i64 * chunk / 1_000).unwrap_or(0),
+                        tokens: promised(matched),
                         chunk_tokens,
                         had_more: backends.has_expired(chosen, &held.chunks, matched),
                     };
@@ -287,12 +307,17 @@ impl Engine {
             pool @ (Pool::Resolvers | Pool::Keyed) => {
                 let resolvers = matches!(pool, Pool::Resolvers);
                 let forward_unknown = &self.config.forward_unknown;
+                let question = question(None, None);
+                seen.asks(question);
                 let candidates = self.fleet.backends_mut().iter_mut().filter_map(|backend| {
                     let belongs =
                         if resolvers { backend.is_of(forward_unknown) } else { backend.is_keyed() };
-                    (belongs && untried(&backend.id)).then(|| candidate(backend, now))?
+                    let candidate =
+                        (belongs && untried(&backend.id)).then(|| candidate(backend, now))??;
+                    seen.sees(candidate, || 0);
+                    Some(candidate)
                 });
-                pick(question(None, None), candidates)?
+                pick(question, candidates)?
             }
         };
         held.backend = backend;
@@ -301,7 +326,8 @@ impl Engine {
             held.tried.push(backend);
         }
         held.fresh = held.retry == Retry::Never;
-        self.send(id, held, reason, now)
+        held.attempt = held.attempt.saturating_add(1);
+        Some(Plan { id, held, reason, doubt: Doubt::None, seen })
     }
 
     /// Counts a request at its backend and hands out the ticket.
@@ -310,6 +336,7 @@ impl Engine {
         id: u64,
         held: Held,
         reason: Reason,
+        seen: &Seen,
         now: Instant,
     ) -> Option<Route> {
         // A prompt that is being computed counts as cached: whoever comes next waits behind it.
@@ -332,15 +359,22 @@ impl Engine {
         let prompt = u64::try_from(held.work.prompt / 1_000).unwrap_or(0);
         backend.window.sent(prompt, held.promise.tokens);
         backend.counts.promised_tokens += held.promise.tokens;
+        // Nothing of this is reckoned unless somebody reads it.
         debug!(
-            request = id, backend:% = held.backend, model = held.pool.model().unwrap_or_default(),
-            reason = reason.as_str();
+            request = id, backend:% = held.backend, address:% = backend.spec.address,
+            model = held.pool.model().unwrap_or_default(), reason = reason.as_str(),
+            attempt = held.attempt, prompt_tokens = prompt,
+            predicted_cached_tokens = held.promise.tokens, candidates = seen.count(),
+            queued_tokens = seen.queued(held.backend), cost = seen.cost(0),
+            next_cost = seen.cost(1);
             "routed"
         );
         let route = Route {
             backend: held.backend,
             spec: Arc::clone(&backend.spec),
             reason,
+            predicted_tokens: held.promise.tokens,
+            attempt: held.attempt,
             fresh: held.fresh,
             doubt: Doubt::None,
             ticket: Ticket::issue(id),

@@ -56,7 +56,8 @@ impl Engine {
             | Who::Live
             | Who::Status
             | Who::Events
-            | Who::Page => {}
+            | Who::Page
+            | Who::Explain => {}
         }
         if meant.is_empty() && facts.is_none() {
             return Decision::Refuse(Refusal::Starting);

@@ -43,12 +43,7 @@ impl Engine {
             let tokens = |milli: i64| u64::try_from(milli / 1_000).unwrap_or(0);
             BackendStatus {
                 spec: Arc::clone(&backend.spec),
-                state: match backend.health.state() {
-                    State::Unknown => "unknown",
-                    State::Up => "up",
-                    State::Suspect => "suspect",
-                    State::Down => "down",
-                },
+                state: state(backend),
                 rests: backend.rests(),
                 models: (!backend.is_keyed()).then(|| Arc::clone(&backend.models)),
                 in_flight: backend.load.in_flight(),
@@ -90,6 +85,16 @@ impl Engine {
             unreadable: report.unreadable,
             reason: report.reason.clone(),
         })
+    }
+}
+
+/// How a backend is, in a word.
+pub(super) fn state(backend: &Backend) -> &'static str {
+    match backend.health.state() {
+        State::Unknown => "unknown",
+        State::Up => "up",
+        State::Suspect => "suspect",
+        State::Down => "down",
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod accounting;
 mod caching;
+mod explaining;
 mod knowledge;
 mod learning;
 mod membership;
@@ -167,6 +168,7 @@ fn forwarded(decision: Decision) -> Route {
         other @ (Decision::Answer(_)
         | Decision::Gather(_)
         | Decision::Status(_)
+        | Decision::Explained(_)
         | Decision::Refuse(_)
         | Decision::Later(_)
         | Decision::Accept) => {
@@ -182,6 +184,7 @@ fn refused(decision: Decision) -> Refusal {
         other @ (Decision::Answer(_)
         | Decision::Gather(_)
         | Decision::Status(_)
+        | Decision::Explained(_)
         | Decision::Forward(_)
         | Decision::Later(_)
         | Decision::Accept) => {
@@ -197,6 +200,7 @@ fn answered(decision: Decision) -> (u16, String) {
         other @ (Decision::Refuse(_)
         | Decision::Gather(_)
         | Decision::Status(_)
+        | Decision::Explained(_)
         | Decision::Forward(_)
         | Decision::Later(_)
         | Decision::Accept) => {

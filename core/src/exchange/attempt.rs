@@ -7,7 +7,7 @@ use super::events::FirstEvent;
 use super::flow::Hold;
 use crate::config::Limits;
 use crate::fleet::{BackendId, BackendSpec};
-use crate::route::{Route, Ticket};
+use crate::route::{Reason, Route, Ticket};
 use crate::time::{Instant, Wake};
 use crate::wire::body::BodyReader;
 use crate::wire::forward::ClientFraming;
@@ -46,6 +46,10 @@ pub(super) struct Attempt {
     pub(super) backend: BackendId,
     pub(super) spec: Arc<BackendSpec>,
     pub(super) fresh: bool,
+    /// Why it was chosen, what was promised of it, and how many were tried with it.
+    pub(super) reason: Reason,
+    pub(super) predicted_tokens: u64,
+    pub(super) number: u32,
     pub(super) ticket: Option<Ticket>,
     pub(super) link: Link,
     /// Which part of the request's message is still to be sent.
@@ -75,6 +79,9 @@ impl Attempt {
             backend: route.backend,
             spec: route.spec,
             fresh: route.fresh,
+            reason: route.reason,
+            predicted_tokens: route.predicted_tokens,
+            number: route.attempt,
             ticket: Some(route.ticket),
             link: Link::Connecting,
             wire,

@@ -242,7 +242,7 @@ impl Errand {
             // RFC 9112 section 6.1: an HTTP/1.0 client gets no Transfer-Encoding, not even where
             // there is no body.
             let shown = if minor == 0 { ClientFraming::UntilClose } else { framing };
-            forward::response(&mut emitted, &head, shown, close, !close && minor == 0);
+            forward::response(&mut emitted, &head, shown, close, !close && minor == 0, None);
             let reply = Reply { status: head.status, head: emitted, body: Vec::new() };
             let chunked = framing == ClientFraming::Rechunked
                 || (framing == ClientFraming::AsIs && head.framing == Framing::Chunked);

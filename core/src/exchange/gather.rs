@@ -95,7 +95,8 @@ impl Exchange {
             | Who::Live
             | Who::Status
             | Who::Events
-            | Who::Page => self.limits.http_timeout,
+            | Who::Page
+            | Who::Explain => self.limits.http_timeout,
         };
         let until = limit.map_or(Instant::FAR, |limit| now + limit);
         self.phase = Phase::Gathering(Gather { asked, facts, until, load });

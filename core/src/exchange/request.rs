@@ -6,6 +6,7 @@ mod sending;
 
 use super::deadlines::RESERVE_AGAIN;
 use super::errand::Body;
+use super::explaining::{Meant, Told};
 use super::realtime::{Key, handshake_key};
 use super::scanner::BodyScanner;
 use super::{After, Exchange, Order, Phase, shrink};
@@ -21,6 +22,7 @@ use crate::wire::merge::Merge;
 use crate::wire::routes::{self, About, ModelAt, Rule};
 use crate::wire::scan::{Scan, Scanner};
 use crate::wire::target::parameter;
+use crate::wire::way;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -73,6 +75,7 @@ pub(super) struct Request {
     expects_continue: bool,
     /// Whether it is answered by events that tell how we are, and these have begun.
     pub(super) is_watched: bool,
+    pub(super) told: Told,
     pub(super) share: Share,
     wanted: u64,
     /// While the budget of bodies has no room: since when, and when to ask again.
@@ -131,6 +134,7 @@ impl Request {
             of_default: rule.change == Some(Change::Adapters),
             facts: rule.merge == Merge::Metrics,
             narrow: self.narrow.as_ref(),
+            dry_run: self.told.dry_run.is_some(),
             allow: rule.allow,
         }
     }
@@ -293,9 +297,14 @@ impl Exchange {
         request.headers.clear();
         request.has_host = forward::request_headers(&mut request.headers, &head);
         let target = &request.start[request.method_len..];
-        let routes::Found { rule, name } = routes::find(head.method, target, self.limits.access);
+        let found = routes::find(head.method, target, self.limits.access);
+        let (found, meant) = match Meant::instead(found, target) {
+            Ok(found) => found,
+            Err(error) => return self.refuse(error, now),
+        };
+        let target = meant.as_ref().map_or(target, Meant::target);
+        let routes::Found { mut rule, name } = found;
         request.offers_websocket = head.offers_websocket;
-        let mut rule = rule;
         if head.offers_websocket {
             let is_realtime = rule.model == ModelAt::Event;
             request.websocket_key = handshake_key(head.headers).filter(|_| is_realtime);
@@ -304,6 +313,8 @@ impl Exchange {
         }
         (request.rule, request.name) = (Some(rule), name);
         let header = |name| forward::header(head.headers, name);
+        let explains = self.limits.access.explains && header(way::ASKED) == Some(b"1");
+        request.told = Told::new(explains, meant.as_ref());
         if !self.limits.fingerprints {
             request.scanner = BodyScanner::Json(Scanner::plain());
         }

@@ -16,6 +16,7 @@ use crate::wire::head::{HeadEnd, parse_response};
 use crate::wire::response_id::{IdFinder, Search};
 use crate::wire::usage::UsageReader;
 use alloc::borrow::ToOwned;
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 /// How much of a body is copied behind its head, to leave with it in one plain send.
@@ -75,10 +76,13 @@ impl Exchange {
             let draining = self.drain > Drain::Running;
             let keep_alive = self.request.keep_alive && !draining;
             let usage_at = self.request.rule().usage;
+            let asked = self.request.told.explains.then(|| attempt.spec.address.to_string());
+            let way = asked.as_deref().map(|backend| attempt.way(backend));
             let mut emitted = Vec::with_capacity(len + 32);
             let parsed = parse_response(head, self.request.is_head, |head| {
                 let framing = forward::client_framing(head.framing, minor);
                 let final_one = head.status >= 200 || head.status < 100;
+                let told = way.as_ref().filter(|_| final_one || head.switches);
                 let close = !keep_alive || framing == ClientFraming::UntilClose;
                 let keep = !close && minor == 0;
                 // RFC 9112 section 6.1: an HTTP/1.0 client gets no Transfer-Encoding, not even
@@ -90,6 +94,7 @@ impl Exchange {
                     shown,
                     close && final_one,
                     keep && final_one,
+                    told,
                 );
                 let events = head.status == 200 && is_event_stream(head.headers);
                 let usage = (head.status == 200).then(|| UsageReader::new(usage_at, head.headers));
@@ -334,7 +339,7 @@ impl Exchange {
         if hold == Hold::Whole {
             match self.doubt.take() {
                 Some(Doubt::Unknown(refusal)) if is_unknown_model(&attempt.held) => {
-                    return self.answer(&refusal.answer(self.request.shape()), now);
+                    return self.refused(&refusal, now);
                 }
                 _ => self.out.append(&mut attempt.held),
             }

@@ -3,6 +3,7 @@
 mod asked;
 mod breaking;
 mod events;
+mod explaining;
 mod failures;
 mod gathering;
 pub(crate) mod harness;

@@ -140,6 +140,14 @@ impl Fleet {
         !self.rounds.running()
     }
 
+    /// Whether [`refreshed`](Self::refreshed) would say that it is under way.
+    pub(crate) fn would_refresh(&self, now: Instant) -> bool {
+        let mut staying = self.backends.iter().filter(|backend| !backend.leaving);
+        let begins = !self.rounds.is_fresh(now)
+            && staying.any(|backend| backend.health.state() != State::Down);
+        self.rounds.running() || begins
+    }
+
     /// The cards of all backends that take requests: each name once, base names first, then in
     /// the order of upstreams, backends and their lists. The first card of a name counts, with
     /// the smallest `max_model_len` of all: a longer prompt is not accepted everywhere.

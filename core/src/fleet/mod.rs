@@ -14,6 +14,7 @@ mod learned;
 mod lent;
 mod load;
 mod names;
+mod obstacle;
 mod order;
 mod owners;
 mod peers;

@@ -64,6 +64,8 @@ pub(crate) struct Held {
     /// Whether this attempt was told to make a new connection.
     pub(crate) fresh: bool,
     pub(crate) tried: Tried,
+    /// Backends that it was sent to, this one included.
+    pub(crate) attempt: u32,
     /// Attempts that ended after the backend may have seen the request.
     pub(crate) delivered: u8,
 }
@@ -178,6 +180,7 @@ mod tests {
             sent: Instant::START,
             fresh,
             tried,
+            attempt: 1,
             delivered: 0,
         };
         for (at, &(why, expected)) in failures.iter().enumerate() {

@@ -3,6 +3,7 @@
 //! Owns no state. [`Engine`](crate::engine::Engine) speaks these words to
 //! [`Exchange`](crate::exchange::Exchange); neither knows the other.
 
+mod explained;
 mod favourite;
 mod held;
 mod pick;
@@ -11,6 +12,7 @@ mod score;
 mod several;
 
 pub use crate::wire::usage::Usage;
+pub use explained::{Explained, Known, Outlook};
 pub(crate) use favourite::{favourite, first_unpopular};
 pub(crate) use held::{Held, Next, Pool, Promise, Tried};
 pub use pick::{Candidate, Question, pick};
@@ -54,29 +56,37 @@ pub enum Who {
     Events,
     /// The proxy: a page for people that shows these.
     Page,
+    /// The proxy: what another request would come to.
+    Explain,
     /// A backend, of a websocket that names its model only when it is open: as long as it has not,
     /// [`RequestMeta::model`] is `None`, and the proxy may have to accept it.
     Realtime,
 }
 
 impl Who {
-    /// Whether the answer follows from what is known, whatever the request brings along.
-    pub(crate) const fn needs_no_body(self) -> bool {
+    /// Whether the proxy answers by itself, so that it judges the method, too.
+    pub(crate) const fn is_own(self) -> bool {
         match self {
             Self::Health
+            | Self::Models
             | Self::Version
             | Self::Live
             | Self::Status
             | Self::Events
-            | Self::Page => true,
+            | Self::Page
+            | Self::Explain => true,
             Self::Backend
             | Self::Owner
             | Self::Each
             | Self::Every
             | Self::Named
-            | Self::Models
             | Self::Realtime => false,
         }
+    }
+
+    /// Whether the answer follows from what is known, whatever the request brings along.
+    pub(crate) const fn needs_no_body(self) -> bool {
+        self.is_own() && !matches!(self, Self::Models | Self::Explain)
     }
 }
 
@@ -118,6 +128,8 @@ pub struct RequestMeta<'a> {
     pub facts: bool,
     /// Of several backends, which ones the request means.
     pub narrow: Option<&'a Narrow>,
+    /// Whether it is only asked what the request would come to.
+    pub dry_run: bool,
     /// Set if the method is wrong for a route that the proxy answers itself: the one allowed.
     pub allow: Option<&'static str>,
 }
@@ -140,6 +152,7 @@ impl<'a> RequestMeta<'a> {
             of_default: false,
             facts: false,
             narrow: None,
+            dry_run: false,
             allow: None,
         }
     }
@@ -164,6 +177,8 @@ pub enum Decision {
     Answer(Answer),
     /// The proxy answers by what it says of itself.
     Status(Box<Status>),
+    /// The proxy answers by what a request would come to.
+    Explained(Box<Explained>),
     /// Ask these backends, side by side, and merge what they say.
     Gather(Gathering),
     /// The proxy accepts the websocket, and asks again when that has named its model.
@@ -184,6 +199,10 @@ pub struct Route {
     pub spec: Arc<BackendSpec>,
     /// Why this one.
     pub reason: Reason,
+    /// Prompt tokens that it is believed to have cached.
+    pub predicted_tokens: u64,
+    /// Backends that the request was sent to, this one included.
+    pub attempt: u32,
     /// Whether an idle connection will not do: the last one was stale, or the request must not
     /// be sent twice.
     pub fresh: bool,
@@ -382,6 +401,21 @@ impl Refusal {
             Self::ModelDown { .. } | Self::Starting | Self::Busy | Self::Unasked => 503,
             Self::NoAnswer => 502,
             Self::TimedOut => 504,
+        }
+    }
+
+    /// One word, for headers.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::UnknownModel { .. } => "unknown-model",
+            Self::UnknownBackend { .. } => "unknown-backend",
+            Self::Ambiguous { .. } => "ambiguous",
+            Self::ModelDown { .. } => "model-down",
+            Self::Starting => "starting",
+            Self::Busy => "busy",
+            Self::Unasked => "unasked",
+            Self::NoAnswer => "no-answer",
+            Self::TimedOut => "timed-out",
         }
     }
 

@@ -8,6 +8,7 @@ use super::head::{RequestHead, ResponseHead, absolute, options};
 use crate::fleet::BackendSpec;
 use crate::time::Instant;
 use crate::wire::answers::{Answer, reason};
+use crate::wire::way::{Nowhere, Way, is_of_way};
 use alloc::vec::Vec;
 use httparse::Header;
 
@@ -162,13 +163,14 @@ pub fn request_start(
 }
 
 /// Appends the head of an answer for a client. `close` says that the connection ends with it.
-/// `keep` says that an HTTP/1.0 client asked to keep it.
+/// `keep` says that an HTTP/1.0 client asked to keep it. `way` is told if the client asked.
 pub fn response(
     out: &mut Vec<u8>,
     head: &ResponseHead<'_>,
     framing: ClientFraming,
     close: bool,
     keep: bool,
+    way: Option<&Way<'_>>,
 ) {
     status_line(out, head.status, head.reason);
     let mut connection = Connection { close, keep };
@@ -183,6 +185,9 @@ pub fn response(
         if is_hop(header.name) || (is_named(header.name, &named) && !is_kept(header.name)) {
             continue;
         }
+        if way.is_some() && is_of_way(header.name) {
+            continue;
+        }
         if header.name.len() == 17 && header.name.eq_ignore_ascii_case("transfer-encoding") {
             // uvicorn sends `connection: close` before this one.
             connection.emit(out);
@@ -195,6 +200,9 @@ pub fn response(
     connection.emit(out);
     if framing == ClientFraming::Rechunked {
         line(out, "transfer-encoding", b"chunked");
+    }
+    if let Some(way) = way {
+        way.emit(out);
     }
     out.extend_from_slice(b"\r\n");
 }
@@ -233,13 +241,9 @@ pub fn own_answer(out: &mut Vec<u8>, answer: &Answer, setting: &Setting) {
         line(out, "allow", allow.as_bytes());
     }
     if let Some(seconds) = answer.retry_after {
-        out.extend_from_slice(b"retry-after: ");
-        decimal(out, u64::from(seconds));
-        out.extend_from_slice(b"\r\n");
+        number_line(out, "retry-after", seconds.into());
     }
-    out.extend_from_slice(b"content-length: ");
-    decimal(out, answer.body.len() as u64);
-    out.extend_from_slice(b"\r\n");
+    number_line(out, "content-length", answer.body.len() as u64);
     if let Some(kind) = answer.content_type {
         line(out, "content-type", kind.as_bytes());
     }
@@ -251,6 +255,9 @@ pub fn own_answer(out: &mut Vec<u8>, answer: &Answer, setting: &Setting) {
         line(out, "vary", b"Origin");
     }
     Connection { close: setting.close, keep: setting.keep }.emit(out);
+    if let Some(nowhere) = setting.nowhere {
+        nowhere.emit(out);
+    }
     out.extend_from_slice(b"\r\n");
     if !setting.to_head {
         out.extend_from_slice(&answer.body);
@@ -299,6 +306,8 @@ pub struct Setting {
     pub keep: bool,
     /// The Unix time, in microseconds.
     pub unix_micros: u64,
+    /// Told if the client asked, and nobody took the request.
+    pub nowhere: Option<Nowhere>,
 }
 
 /// Appends the trailer fields that may cross, with the empty line that ends them. `raw` is what
@@ -336,6 +345,14 @@ fn status_line(out: &mut Vec<u8>, status: u16, reason: &[u8]) {
     }
     out.push(b' ');
     out.extend_from_slice(reason);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Appends `name: number` and a line end.
+pub(super) fn number_line(out: &mut Vec<u8>, name: &str, number: u64) {
+    out.extend_from_slice(name.as_bytes());
+    out.extend_from_slice(b": ");
+    decimal(out, number);
     out.extend_from_slice(b"\r\n");
 }
 
@@ -524,8 +541,10 @@ mod tests {
         #[case] expected: &str,
     ) {
         let mut out = Vec::new();
-        parse_response(bytes, false, |head| response(&mut out, &head, framing, close, false))
-            .expect("valid");
+        parse_response(bytes, false, |head| {
+            response(&mut out, &head, framing, close, false, None);
+        })
+        .expect("valid");
         assert_eq!(out.escape_ascii().to_string().replace("\\r\\n", "|"), expected);
     }
 

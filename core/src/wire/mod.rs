@@ -16,4 +16,5 @@ pub mod scan;
 pub mod status;
 pub mod target;
 pub mod usage;
+pub mod way;
 pub mod websocket;

@@ -117,6 +117,7 @@ const LIVE: Rule = own(Who::Live);
 const STATUS: Rule = own(Who::Status);
 const EVENTS: Rule = own(Who::Events);
 const PAGE: Rule = own(Who::Page);
+const EXPLAIN: Rule = own(Who::Explain);
 const LOADS: Rule =
     Rule { about: About::Adapter, ..every(Merge::LoadLora, Some(Change::Adapters)) };
 const UNLOADS: Rule =
@@ -185,6 +186,7 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("GET",  "/proxy/events",                    EVENTS),
     ("GET",  "/proxy/",                          PAGE),
     ("GET",  "/proxy",                           PAGE),
+    ("POST", "/proxy/explain",                   EXPLAIN),
     // Numbers and states: each
     ("GET",  "/metrics",                         each(Merge::Metrics)),
     ("GET",  "/metrics/*",                       each(Merge::Metrics)),
@@ -265,20 +267,8 @@ pub fn find(method: &str, target: &[u8], access: Access) -> Found {
             let name = name.filter(|_| rule.about != About::Nothing).map(ToOwned::to_owned);
             return Found { rule: *rule, name };
         }
-        let own = match rule.who {
-            Who::Health
-            | Who::Models
-            | Who::Version
-            | Who::Live
-            | Who::Status
-            | Who::Events
-            | Who::Page => true,
-            Who::Backend | Who::Owner | Who::Each | Who::Every | Who::Named | Who::Realtime => {
-                false
-            }
-        };
         // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`.
-        if own && refusal.is_none() && method != "OPTIONS" {
+        if rule.who.is_own() && refusal.is_none() && method != "OPTIONS" {
             refusal = Some(Rule { allow: Some(allowed), ..*rule });
         }
     }
@@ -290,10 +280,18 @@ pub fn find(method: &str, target: &[u8], access: Access) -> Found {
     Found { rule, name: None }
 }
 
+/// The rule for what a dry run is about: a request of this method and target, of a client who is
+/// shown nothing of the proxy itself.
+pub fn find_dry(method: &str, target: &[u8]) -> Found {
+    find(method, target, Access { reads: false, acts: false, explains: false })
+}
+
 /// Whether a listener has a route.
 const fn is_shown(who: Who, access: Access) -> bool {
     match who {
         Who::Live | Who::Status | Who::Events | Who::Page => access.reads,
+        // Whoever may act may know everything.
+        Who::Explain => access.acts,
         Who::Backend
         | Who::Owner
         | Who::Each

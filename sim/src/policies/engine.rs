@@ -121,6 +121,7 @@ impl Proxy {
             Decision::Answer(_)
             | Decision::Gather(_)
             | Decision::Status(_)
+            | Decision::Explained(_)
             | Decision::Accept
             | Decision::Refuse(_) => {
                 self.watch.not_sent(ask.id);

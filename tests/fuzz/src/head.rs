@@ -51,7 +51,7 @@ fn request(bytes: &[u8]) {
 fn answered(bytes: &[u8], to_head: bool) -> Option<(Vec<u8>, Framing, u16)> {
     let passed = parse_response(bytes, to_head, |head| {
         let mut out = Vec::new();
-        forward::response(&mut out, &head, ClientFraming::AsIs, false, false);
+        forward::response(&mut out, &head, ClientFraming::AsIs, false, false, None);
         (out, head.framing, head.status)
     });
     passed.ok()

@@ -11,6 +11,7 @@ fn gathered(decision: Decision) -> Vec<u32> {
         other @ (Decision::Forward(_)
         | Decision::Answer(_)
         | Decision::Status(_)
+        | Decision::Explained(_)
         | Decision::Refuse(_)
         | Decision::Later(_)
         | Decision::Accept) => panic!("nobody is asked: {other:?}"),

@@ -2,7 +2,7 @@
 
 use super::harness::{Bench, Takes};
 use super::texts::{http, shown};
-use crate::config::Limits;
+use crate::config::{Access, Limits};
 use crate::exchange::End;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -27,7 +27,9 @@ struct Passed {
 }
 
 fn converse(case: &Case, request: &[&[u8]], answer: &[&[u8]], takes: Takes) -> Passed {
-    let mut bench = Bench::with(1, Limits::default(), 0);
+    // Whoever asks may know.
+    let access = Access { explains: true, ..Access::default() };
+    let mut bench = Bench::with(1, Limits { access, ..Limits::default() }, 0);
     (bench.client_takes, bench.upstream_takes) = (takes, takes);
     for piece in request {
         assert!(bench.exchange.interest().client);
@@ -218,6 +220,47 @@ fn answers(#[case] minor: u8, #[case] answer: &str, #[case] received: Option<&st
     let sent = http("GET /x HTTP/1.1|Host: h||");
     let received = http(received.unwrap_or(answer));
     check(&Case { request, sent, answer: http(answer), received, ends: None }, true);
+}
+
+/// What is told of the way to the one backend.
+const WAY: &str = "x-vllm-proxy-backend: 10.0.0.0:80|x-vllm-proxy-reason: only|\
+    x-vllm-proxy-predicted-cached-tokens: 0|x-vllm-proxy-attempts: 1|";
+
+#[rstest]
+#[case::length("GET /x HTTP/1.1", "HTTP/1.1 200 OK|content-length: 3||abc", None)]
+#[case::chunked("GET /x HTTP/1.1", "HTTP/1.1 200 OK|transfer-encoding: chunked||3|abc|0||", None)]
+#[case::empty("GET /x HTTP/1.1", "HTTP/1.1 204 No Content||", None)]
+#[case::hints(
+    "GET /x HTTP/1.1",
+    "HTTP/1.1 103 Early Hints|link: x||HTTP/1.1 404 X|content-length: 0||",
+    Some("HTTP/1.1 103 Early Hints|link: x||HTTP/1.1 404 X|content-length: 0|WAY|")
+)]
+#[case::last_word("GET /x HTTP/1.1", "HTTP/1.1 503 X|content-length: 3||abc", None)]
+#[case::head("HEAD /x HTTP/1.1", "HTTP/1.1 200 OK|content-length: 9||", None)]
+#[case::old(
+    "GET /x HTTP/1.0",
+    "HTTP/1.1 200 OK|transfer-encoding: chunked|a: b||3|abc|0||",
+    Some("HTTP/1.1 200 OK|connection: close|a: b|WAY|abc")
+)]
+#[case::the_backends_own_word(
+    "GET /x HTTP/1.1",
+    "HTTP/1.1 200 OK|X-vLLM-Proxy-Backend: 1|x-vllm-proxy-attempts: 9|content-length: 0||",
+    Some("HTTP/1.1 200 OK|content-length: 0|WAY|")
+)]
+fn answers_with_their_way(
+    #[case] line: &str,
+    #[case] answer: &str,
+    #[case] received: Option<&str>,
+) {
+    let request = http(&alloc::format!("{line}|Host: h|x-vllm-proxy-explain: 1||"));
+    let line = line.replace("1.0", "1.1");
+    let sent = http(&alloc::format!("{line}|Host: h|x-vllm-proxy-explain: 1||"));
+    let told = answer.replacen("||", "|WAY|", 1);
+    let received = received.unwrap_or(&told).replace("WAY|", &alloc::format!("{WAY}|"));
+    check(
+        &Case { request, sent, answer: http(answer), received: http(&received), ends: None },
+        true,
+    );
 }
 
 #[rstest]
