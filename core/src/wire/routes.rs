@@ -380,7 +380,7 @@ mod tests {
     #[case::version("GET /version", VERSION)]
     #[case::live("GET /proxy/live", LIVE)]
     #[case::status("GET /proxy/status?x", STATUS)]
-    #[case::not_ours("GET /proxy/", READ)]
+    #[case::not_ours("GET /proxy/x", READ)]
     #[case::kv_event_sources("GET /kv_event_sources", each(Merge::Ranks))]
     #[case::openapi("GET /openapi.json", READ)]
     #[case::openapi_head("HEAD /openapi.json", READ)]
