@@ -28,7 +28,8 @@ pub struct Config {
     /// The model of requests that name none; `None`: the first model of the first upstream.
     pub default_model: Option<String>,
     /// How many upstreams the operator named. An [`upstream`](crate::fleet::BackendSpec::upstream)
-    /// number is below it.
+    /// number is below it. This and [`forward_unknown`](Self::forward_unknown) change with the list
+    /// of upstreams, if that does.
     pub upstreams: u16,
     /// The budget of all request bodies held at once, in bytes.
     pub body_memory: u64,

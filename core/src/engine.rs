@@ -23,7 +23,9 @@ pub use share::{Company, Page};
 pub use way::{Link, ReplicaReport};
 
 use crate::config::{Config, Policy};
-use crate::fleet::{BackendId, BackendSpec, Fleet, Matches, PrefixIndex, ProxyId, Update};
+use crate::fleet::{
+    BackendId, BackendSpec, Fleet, Matches, PrefixIndex, ProxyId, Update, Upstream,
+};
 use crate::route::{
     Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Pool, Reason, Refusal, RequestMeta,
     Share, Ticket, Who,
@@ -52,6 +54,14 @@ pub enum Input<'a> {
     /// The whole list of backends, as the upstreams' names resolve now. The first upstream's come
     /// first. What is new is probed; what is missing leaves when its last ticket is settled.
     Discovered(&'a [BackendSpec]),
+    /// The operator names other upstreams, in this order, and these are the backends of all of
+    /// them, as above. Numbers change: who stays says by [`Upstream::was`] which it had.
+    Upstreams {
+        /// Every upstream there is now.
+        upstreams: &'a [Upstream],
+        /// The backends, with the new numbers.
+        backends: &'a [BackendSpec],
+    },
     /// An answer to [`Output::Probe`].
     Probed(BackendId, Result<Probe, ProbeError>),
     /// Another proxy tells something. What it has in hand counts for 3 s from its last word on.
@@ -361,6 +371,13 @@ impl Engine {
         match input {
             Input::Discovered(specs) => {
                 self.fleet.discovered(specs, now);
+                self.learn_names();
+            }
+            Input::Upstreams { upstreams, backends } => {
+                self.config.upstreams = u16::try_from(upstreams.len()).unwrap_or(u16::MAX);
+                let forward = (0..).zip(upstreams).filter(|(_, one)| one.forwards_unknown);
+                self.config.forward_unknown = forward.map(|(number, _)| number).collect();
+                self.fleet.renumber(upstreams, backends, now);
                 self.learn_names();
             }
             Input::Probed(backend, result) => {

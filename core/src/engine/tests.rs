@@ -13,6 +13,7 @@ mod several;
 mod sharing;
 mod status;
 mod stored;
+mod upstreams;
 mod way;
 
 use super::*;

@@ -19,7 +19,7 @@ use log::{info, warn};
 #[derive(Debug)]
 pub(super) struct FirstModel {
     /// The backend whose word it is, by its place in lists.
-    place: (u16, BackendId),
+    pub(super) place: (u16, BackendId),
     name: Arc<str>,
 }
 
@@ -61,7 +61,7 @@ impl Fleet {
     /// The first backend of the first upstream decides, for as long as it exists, whether it is
     /// up or not: a default that moved to another model with each restart would be worse than
     /// one that is down. When it has left, its upstream's others or an earlier upstream may.
-    fn consider_first(&mut self, place: (u16, BackendId), name: &str) {
+    pub(super) fn consider_first(&mut self, place: (u16, BackendId), name: &str) {
         let stands = self.first_model.as_ref().is_some_and(|first| {
             let left = self.backend(first.place.1).is_none_or(|backend| backend.leaving);
             let earlier = if left { place.0 > first.place.0 } else { place > first.place };

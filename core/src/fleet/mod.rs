@@ -19,6 +19,7 @@ mod order;
 mod owners;
 mod peers;
 mod prefix;
+mod renumber;
 mod rest;
 mod rounds;
 mod update;
@@ -32,6 +33,7 @@ pub use load::Standing;
 pub(crate) use names::Lost;
 pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
+pub use renumber::Upstream;
 pub use update::{
     About, Average, BackendName, Capacity, Clock, Head, InHand, Learned, Lesson, Owned, Placed,
     PromptLength, ProxyId, Update, UpdateError, Word,

@@ -74,6 +74,38 @@ fn who_comes_back_while_it_leaves_is_another_backend() {
 }
 
 #[test]
+fn who_left_counts_what_it_has_in_hand_until_that_is_settled() {
+    let mut rig = Rig::serving(2, &["m"]);
+    let held: Vec<_> = (0..4).map(|_| rig.forward("m")).collect();
+    let in_hand = |rig: &Rig, id| {
+        let backend = rig.engine.fleet.backend(BackendId(id));
+        backend.map(|backend| backend.load.own())
+    };
+    let before = in_hand(&rig, 0).expect("it is there");
+    assert_eq!(before[0], 2);
+    assert_eq!(rig.handle(Input::Discovered(&[spec(0, 1)])), []);
+    assert_eq!(in_hand(&rig, 0), Some(before), "leaving settles nothing");
+    // Back at once, with what the former one has in hand still open: a new one, that has nothing.
+    assert_eq!(rig.discover(&[0, 0]), [Output::Probe(BackendId(2))]);
+    rig.up(2, &["m"]);
+    assert_eq!((in_hand(&rig, 0), in_hand(&rig, 2)), (Some(before), Some([0; 3])));
+    let next = rig.forward("m");
+    assert_eq!(next.backend, BackendId(2));
+    let (leaving, others): (Vec<_>, Vec<_>) =
+        held.into_iter().partition(|route| route.backend == BackendId(0));
+    others.into_iter().for_each(|route| rig.finish(route.ticket));
+    for (settled, route) in leaving.into_iter().enumerate() {
+        rig.finish(route.ticket);
+        let left = in_hand(&rig, 0).map(|own| own[0]);
+        assert_eq!(left, (settled == 0).then_some(1), "gone with the last one");
+    }
+    assert_eq!(rig.outputs(), [Output::Forget(BackendId(0))]);
+    assert_eq!(in_hand(&rig, 2).map(|own| own[0]), Some(1), "it is the other's");
+    rig.finish(next.ticket);
+    assert_eq!(in_hand(&rig, 2), Some([0; 3]));
+}
+
+#[test]
 fn answers_for_nobody_are_ignored() {
     let mut rig = Rig::serving(1, &["m"]);
     let route = rig.forward("m");
