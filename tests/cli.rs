@@ -32,6 +32,8 @@ const OPTIONS: &[(&str, &str, &str, &str)] = &[
     ("--admin", "VLLM_PXY_ADMIN", "127.0.0.1:0", "8001"),
     ("--runtime", "VLLM_PXY_RUNTIME", RUNTIME, "tokio"),
     ("--threads", "VLLM_PXY_THREADS", "2", "0"),
+    ("--upstreams-file", "VLLM_PXY_UPSTREAMS_FILE", "/dev/null", "\n"),
+    ("--resolve-interval", "VLLM_PXY_RESOLVE_INTERVAL", "0.5", "0.09"),
     ("--policy", "VLLM_PXY_POLICY", "round-robin", "random"),
     ("--default-model", "VLLM_PXY_DEFAULT_MODEL", "m", "\n"),
     ("--max-body", "VLLM_PXY_MAX_BODY", "1GiB", "1GB"),

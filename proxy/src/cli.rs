@@ -49,9 +49,12 @@ Examples:
   Two servers, any models:
     vllm-proxy server http://gpu1:8000 http://gpu2:8000
 
-  All replicas behind one name, of a Kubernetes headless service for one; names are looked up again
-  every 10 seconds:
+  All replicas behind one name, of a Kubernetes headless service or a scaled Compose service for
+  one; names are looked up again every 5 seconds:
     vllm-proxy server http://vllm.default.svc.cluster.local:8000
+
+  A list that changes while the proxy runs:
+    vllm-proxy server --upstreams-file /etc/vllm-proxy/upstreams
 
   A local server on a Unix socket, given up when it has said nothing for 5 minutes:
     vllm-proxy -T 5 server unix:///run/vllm.sock
@@ -70,7 +73,8 @@ Variables:
 
 Signals:
   SIGTERM and SIGINT stop the proxy in order, see --drain-grace and --drain-timeout. A second one
-  ends it at once, with exit status 1.";
+  ends it at once, with exit status 1. SIGHUP has --upstreams-file read and all names looked up
+  again, at once.";
 
 const HEALTH_AFTER_HELP: &str = "\
 Examples:
@@ -214,9 +218,39 @@ pub(crate) struct ServerArgs {
     /// any, else the IPv6 ones. Names are looked up again while the proxy runs. Without a port it
     /// is 80.
     ///
-    /// [variable: VLLM_PXY_UPSTREAMS, separated by commas or spaces] [required]
+    /// [variable: VLLM_PXY_UPSTREAMS, separated by commas or spaces] [required, unless they are in
+    /// a file: see --upstreams-file]
     #[arg(value_name = "UPSTREAM")]
     pub(crate) upstreams: Vec<OsString>,
+
+    /// A file that names more upstreams, one a line, read again when it changes
+    ///
+    /// Behind an upstream may stand labels: weight=N (0.01 to 100, 1 being usual: how much of the
+    /// work each of its backends gets beside others; decimals count to the hundredth), drain (they
+    /// get no new requests) and forward-unknown (as by the option of that name). `#` begins a
+    /// comment. Of an upstream that is also an argument the file's labels count.
+    ///
+    /// The file is looked at every second and at SIGHUP. One that is broken or gone changes nothing
+    /// and is told once in the log; an empty one leaves those upstreams that are arguments. What
+    /// leaves the list finishes the requests that it has.
+    ///
+    /// [variable: VLLM_PXY_UPSTREAMS_FILE]
+    #[arg(long, value_name = "PATH", help_heading = "Finding backends")]
+    pub(crate) upstreams_file: Vec<OsString>,
+
+    /// Seconds after which names are looked up again
+    ///
+    /// 0.1 to 86400, decimals are allowed. A look-up that fails, or finds no address, changes
+    /// nothing. SIGHUP has all names looked up at once.
+    ///
+    /// [variable: VLLM_PXY_RESOLVE_INTERVAL] [default: 5]
+    #[arg(
+        long,
+        value_name = "SECS",
+        help_heading = "Finding backends",
+        allow_negative_numbers = true
+    )]
+    pub(crate) resolve_interval: Vec<OsString>,
 
     /// Address to listen on; `::` for IPv4 and IPv6
     ///

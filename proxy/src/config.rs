@@ -11,6 +11,7 @@ use crate::redis_url::Redis;
 use crate::replica::Named;
 use crate::secret::Secret;
 use crate::upstream::{self, Upstream};
+use crate::upstreams::{self, Upstreams};
 use crate::usage::{Invalid, UsageError};
 use crate::values::{self, Host};
 use std::ffi::{OsStr, OsString};
@@ -39,7 +40,9 @@ pub(crate) struct Globals {
 /// What `server` is to do.
 #[derive(Debug)]
 pub(crate) struct Server {
-    pub(crate) upstreams: Vec<Upstream>,
+    pub(crate) upstreams: Upstreams,
+    /// How long an answer of a name server counts.
+    pub(crate) resolve_interval: Duration,
     pub(crate) host: Host,
     pub(crate) port: u16,
     /// Where operators come; the port may be 0.
@@ -52,8 +55,6 @@ pub(crate) struct Server {
     pub(crate) policy: Policy,
     /// `None`: the first model of the first upstream.
     pub(crate) default_model: Option<String>,
-    /// Places in `upstreams` of those that accept model names they do not list.
-    pub(crate) forward_unknown: Vec<u16>,
     /// The budget of the prefix index, in bytes.
     pub(crate) index_memory: u64,
     pub(crate) max_body: u64,
@@ -146,13 +147,15 @@ pub(crate) fn server(
     args: &ServerArgs,
     env: Environment<'_>,
 ) -> Result<(Globals, Server), UsageError> {
-    let (globals, server) = everything(globals, args, env)?;
-    if server.upstreams.is_empty() {
+    let (globals, mut server) = everything(globals, args, env)?;
+    server.upstreams.read(culprit(&args.upstreams_file, UPSTREAMS_FILE))?;
+    if server.upstreams.list().is_empty() {
         return Err(UsageError::new(
             "missing UPSTREAM: expected at least one http://host[:port][/prefix] or unix:///path, \
-             as an argument or in VLLM_PXY_UPSTREAMS",
+             as an argument, in VLLM_PXY_UPSTREAMS or in the file of --upstreams-file",
         ));
     }
+    check_forward_unknown(args, &server.upstreams)?;
     Ok((globals, server))
 }
 
@@ -194,14 +197,23 @@ fn everything(
     };
     let grace = read.value(&args.drain_grace, DRAIN_GRACE, &values::seconds)?;
     let drain = read.value(&args.drain_timeout, DRAIN_TIMEOUT, &values::seconds)?;
-    let upstreams = upstreams(&args.upstreams, UPSTREAMS, env)?;
+    let named = upstreams(&args.upstreams, UPSTREAMS, env)?;
+    let forward_unknown = upstreams(&args.forward_unknown, FORWARD_UNKNOWN, env)?;
+    let file = read.value(&args.upstreams_file, UPSTREAMS_FILE, &values::path)?;
+    let upstreams = Upstreams::new(named, forward_unknown, file);
+    // Where there is nothing yet to compare with another error says so, if it is one.
+    if upstreams.file().is_none() && !upstreams.list().is_empty() {
+        check_forward_unknown(args, &upstreams)?;
+    }
+    let interval =
+        read.value(&args.resolve_interval, RESOLVE_INTERVAL, &values::resolve_interval)?;
     let host = read.value(&args.host, HOST, &values::listen_host)?.unwrap_or(DEFAULT_HOST);
     let admin = |text: &str| admin(text, &host);
     let server = Server {
         admin: read.value(&args.admin, ADMIN, &admin)?,
         explain: read.value(&args.explain, EXPLAIN, &values::switch)?.unwrap_or(false),
-        forward_unknown: forward_unknown(args, env, &upstreams)?,
         upstreams,
+        resolve_interval: interval.unwrap_or(Duration::from_secs(5)),
         host,
         port: read.value(&args.port, PORT, &values::listen_port)?.unwrap_or(DEFAULT_PORT),
         runtime: read.value(&args.runtime, RUNTIME, &runtime)?.unwrap_or(Runtime::usual()),
@@ -227,6 +239,8 @@ const REDIS: Names = ("--redis", "VLLM_PXY_REDIS");
 const LOG_FORMAT: Names = ("--log-format", "VLLM_PXY_LOGFORMAT");
 const HTTP_TIMEOUT: Names = ("--http-timeout", "VLLM_PXY_HTTP_TIMEOUT");
 const UPSTREAMS: Names = ("UPSTREAM", "VLLM_PXY_UPSTREAMS");
+const UPSTREAMS_FILE: Names = ("--upstreams-file", "VLLM_PXY_UPSTREAMS_FILE");
+const RESOLVE_INTERVAL: Names = ("--resolve-interval", "VLLM_PXY_RESOLVE_INTERVAL");
 const HOST: Names = ("--host", "VLLM_PXY_HOST");
 const PORT: Names = ("--port", "VLLM_PXY_PORT");
 const ADMIN: Names = ("--admin", "VLLM_PXY_ADMIN");
@@ -311,28 +325,18 @@ fn upstreams(
     Ok(upstreams)
 }
 
-/// The places of those upstreams that accept model names they do not list.
-fn forward_unknown(
-    args: &ServerArgs,
-    env: Environment<'_>,
-    known: &[Upstream],
-) -> Result<Vec<u16>, UsageError> {
-    let wanted = upstreams(&args.forward_unknown, FORWARD_UNKNOWN, env)?;
-    if known.is_empty() {
-        // There is nothing yet to compare with: another error says so, if it is one.
-        return Ok(Vec::new());
-    }
-    let (option, variable) = FORWARD_UNKNOWN;
-    let culprit = if args.forward_unknown.is_empty() { variable } else { option };
-    let place = |wanted: &Upstream| {
-        let place = known.iter().position(|known| known.to_string() == wanted.to_string());
-        place.and_then(|place| u16::try_from(place).ok()).ok_or_else(|| {
-            let names: Vec<_> = known.iter().map(ToString::to_string).collect();
-            let expected = format!("one of the upstreams ({})", names.join(", "));
-            UsageError::value(culprit, &wanted.to_string(), &Invalid::expected(expected))
-        })
-    };
-    wanted.iter().map(place).collect()
+/// Those that are to take unknown names must be upstreams.
+fn check_forward_unknown(args: &ServerArgs, upstreams: &Upstreams) -> Result<(), UsageError> {
+    let Some(stranger) = upstreams.stranger() else { return Ok(()) };
+    let listed = upstreams.list().iter().map(|one| &one.upstream);
+    let expected = format!("one of the upstreams ({})", upstreams::shown(listed));
+    let culprit = culprit(&args.forward_unknown, FORWARD_UNKNOWN);
+    Err(UsageError::value(culprit, &stranger.to_string(), &Invalid::expected(expected)))
+}
+
+/// Which of the two named what counts.
+const fn culprit(written: &[OsString], (option, variable): Names) -> &'static str {
+    if written.is_empty() { variable } else { option }
 }
 
 /// `--admin`: where to listen, on the host of the main address if it names none.
@@ -399,6 +403,7 @@ mod tests {
         assert_eq!((server.host, server.port), (DEFAULT_HOST, 8000));
         assert_eq!(server.policy, Policy::CacheAware);
         assert_eq!(server.max_body, 256 << 20);
+        assert_eq!(server.resolve_interval, Duration::from_secs(5));
         assert_eq!(server.drain_grace, Duration::from_secs(5));
         assert_eq!(server.drain_timeout, Duration::from_secs(300));
     }
@@ -421,10 +426,10 @@ mod tests {
         let variables = [("VLLM_PXY_PORT", "1"), ("VLLM_PXY_UPSTREAMS", "http://b, http://c")];
         let (_, server) = configured("server --port 2 -p 3 http://a", &variables).unwrap();
         assert_eq!(server.port, 3);
-        assert_eq!(server.upstreams.len(), 1);
+        assert_eq!(server.upstreams.list().len(), 1);
         let (_, server) = configured("server", &variables).unwrap();
         assert_eq!(server.port, 1);
-        assert_eq!(server.upstreams.len(), 2);
+        assert_eq!(server.upstreams.list().len(), 2);
     }
 
     #[rstest]
@@ -439,18 +444,22 @@ mod tests {
     #[case::none("server http://a http://b", None, &[])]
     #[case::option("server http://a http://b --forward-unknown http://b", None, &[1])]
     #[case::port_spelled_out("server http://a http://b --forward-unknown http://b:80", None, &[1])]
-    #[case::several("server http://a http://b", Some("http://b http://a"), &[1, 0])]
+    #[case::several("server http://a http://b http://c", Some("http://c http://a"), &[0, 2])]
     #[case::the_option_wins(
         "server http://a http://b --forward-unknown http://a", Some("http://b"), &[0]
     )]
     fn unknown_names_go_to(
         #[case] line: &str,
         #[case] variable: Option<&str>,
-        #[case] places: &[u16],
+        #[case] places: &[usize],
     ) {
         let variables: Vec<_> =
             variable.map(|value| ("VLLM_PXY_FORWARD_UNKNOWN", value)).into_iter().collect();
-        assert_eq!(configured(line, &variables).unwrap().1.forward_unknown, places);
+        let upstreams = configured(line, &variables).unwrap().1.upstreams;
+        let list = upstreams.list().iter().enumerate();
+        let got: Vec<_> =
+            list.filter(|(_, one)| one.forward_unknown).map(|(place, _)| place).collect();
+        assert_eq!(got, places);
     }
 
     #[rstest]
@@ -466,7 +475,7 @@ mod tests {
         let variables = [("VLLM_PXY_EXPLAIN", variable)];
         let variables = if variable.is_empty() { &[][..] } else { &variables };
         let (_, server) = configured(&line, variables).unwrap();
-        assert_eq!((server.explain, server.upstreams.len()), (may, 1));
+        assert_eq!((server.explain, server.upstreams.list().len()), (may, 1));
     }
 
     #[rstest]

@@ -18,6 +18,7 @@ mod shared;
 mod simulate;
 mod stop;
 mod upstream;
+mod upstreams;
 mod usage;
 mod values;
 mod version;

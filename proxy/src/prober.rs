@@ -1,17 +1,21 @@
-//! The prober: carries out what the engine orders, tells it the time, and tells it which addresses
-//! the upstreams' names stand for.
+//! The prober: carries out what the engine orders, tells it the time, and tells it which upstreams
+//! there are and which addresses their names stand for.
 //!
 //! Decides nothing: which backend is asked and when is the engine's, what an answer means too. How
-//! a backend is asked is told by [`ask`], how names are looked up by [`resolve`]. A thread of its
+//! a backend is asked is told by [`ask`], how names are looked up by [`resolve`], what they stand
+//! for by [`list`], where the list comes from by [`watch`](mod@watch). A thread of its
 //! own, since it is never in a hurry and must not hold up who is.
 
 mod ask;
+mod list;
 mod resolve;
+mod watch;
 
 use crate::secret::Secret;
 use crate::shared::{Order, SharedEngine};
-use crate::upstream::Upstream;
+use crate::upstreams::Upstreams;
 use ask::{Also, Asked};
+use list::List;
 use smol::channel::Receiver;
 use smol::future::FutureExt;
 use smol::{LocalExecutor, Timer};
@@ -32,17 +36,28 @@ use vllm_proxy_core::wire::probe::ProbeError;
 /// The engine is told the time no more often, whatever it asks for.
 const TIME_MIN: Duration = Duration::from_millis(1);
 
+/// Where the prober learns who is to be asked.
+pub(crate) struct Finding {
+    pub(crate) upstreams: Upstreams,
+    /// How long an answer of a name server counts.
+    pub(crate) interval: Duration,
+    /// The operator wants all of it looked at again.
+    pub(crate) asked: Receiver<()>,
+}
+
 /// Starts the thread, which runs as long as the process.
 pub(crate) fn start(
     shared: Arc<SharedEngine>,
     orders: Receiver<Order>,
-    upstreams: Vec<Upstream>,
+    finding: Finding,
     key: Option<Secret>,
 ) -> io::Result<()> {
     let run = move || {
         let executor = Rc::new(LocalExecutor::new());
         smol::block_on(executor.run(async {
-            resolve::start(&executor, &shared, upstreams);
+            let Finding { upstreams, interval, asked } = finding;
+            let list = List::start(&executor, &shared, interval, upstreams.list());
+            executor.spawn(watch::watch(list, upstreams, asked)).detach();
             let key = key.map(Arc::new);
             let refused = Rc::default();
             let prober = Prober { executor: Rc::clone(&executor), shared, key, refused };

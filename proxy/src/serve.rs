@@ -3,6 +3,7 @@
 //! Knows which parts there are and who holds which; what each does is its own affair.
 
 use crate::config::{Globals, Runtime, Server, policy_name};
+use crate::prober::Finding;
 use crate::redis_url::Redis;
 use crate::shared::{Clock, SharedEngine};
 use crate::values::Host;
@@ -35,20 +36,21 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
 
     let start = SystemInstant::now();
     let epoch = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let upstreams = std::mem::take(&mut server.upstreams);
+    let upstreams = server.upstreams;
     let redis = match &globals.redis {
         Redis::Off => None,
         Redis::At(url) => Some(url.clone()),
     };
     // Numbers and counters begin anew with each process, and so does its name among proxies.
     let own = RandomState::new().hash_one((process::id(), epoch));
+    let unknown = (0..).zip(upstreams.list()).filter(|(_, one)| one.forward_unknown);
     let config = Config {
         policy: server.policy,
         default_model: server.default_model.clone(),
         // The number of upstreams was limited as they were read.
-        upstreams: u16::try_from(upstreams.len()).unwrap_or(u16::MAX),
+        upstreams: u16::try_from(upstreams.list().len()).unwrap_or(u16::MAX),
         body_memory,
-        forward_unknown: std::mem::take(&mut server.forward_unknown),
+        forward_unknown: unknown.map(|(number, _)| number).collect(),
         index_memory: if server.policy == Policy::CacheAware {
             usize::try_from(server.index_memory).unwrap_or(usize::MAX)
         } else {
@@ -81,7 +83,14 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
     };
     stop::on_signals(first, cut_short).map_err(|error| format!("cannot await signals: {error}"))?;
 
-    let names: Vec<_> = upstreams.iter().map(ToString::to_string).collect();
+    let (again, asked) = channel::bounded(1);
+    let again = move || {
+        // One that waits to be heard is as good as two.
+        let _ = again.try_send(());
+    };
+    stop::on_hangup(again).map_err(|error| format!("cannot await signals: {error}"))?;
+
+    let names: Vec<_> = upstreams.list().iter().map(|one| one.upstream.to_string()).collect();
     log::info!(
         version = env!("CARGO_PKG_VERSION"),
         upstreams = names.join(" ").as_str(),
@@ -100,7 +109,8 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         log::info!(address:%; "listening");
     }
 
-    prober::start(Arc::clone(&shared), orders, upstreams, server.backend_key.take())
+    let finding = Finding { upstreams, interval: server.resolve_interval, asked };
+    prober::start(Arc::clone(&shared), orders, finding, server.backend_key.take())
         .map_err(|error| format!("cannot start the prober: {error}"))?;
     if let Some(url) = redis {
         replica::start(Arc::clone(&shared), url, globals.redis_named, ProxyId(own))

@@ -1,8 +1,8 @@
-//! Signals that ask the process to stop.
+//! Signals that ask the process to stop, or to look again at what may have changed.
 //!
-//! Knows when they came, not what stopping means.
+//! Knows when they came, not what they mean.
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use std::io;
 use std::thread;
@@ -23,5 +23,14 @@ pub(crate) fn on_signals(
             second();
         }
     })?;
+    Ok(())
+}
+
+/// Calls `again` at each SIGHUP, from a thread of its own. Without this a SIGHUP ends the process.
+pub(crate) fn on_hangup(again: impl Fn() + Send + 'static) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP])?;
+    thread::Builder::new()
+        .name("hangups".to_owned())
+        .spawn(move || signals.forever().for_each(|_| again()))?;
     Ok(())
 }

@@ -91,24 +91,27 @@ fn is_prefix(path: &str) -> bool {
 /// Every upstream of one source. A value that has an `@` somewhere may be a URL with a password
 /// that was cut at a comma or a space, so then no item is shown whole.
 pub(crate) fn parse_all(items: &[&str]) -> Result<Vec<Upstream>, (String, Invalid)> {
-    let secret = items.iter().any(|item| may_hold_secret(item));
-    let parse = |item: &&str| {
-        Upstream::parse(item).map_err(|what| {
-            let expected = format!("{EXPECTED}{what}");
-            let invalid = if secret {
-                Invalid::shown_as(redacted(item), expected)
-            } else {
-                Invalid::expected(expected)
-            };
-            ((*item).to_owned(), invalid)
-        })
-    };
+    let parse =
+        |item: &&str| parse_among(item, items).map_err(|invalid| ((*item).to_owned(), invalid));
     let upstreams = items.iter().map(parse).collect::<Result<Vec<_>, _>>()?;
     if upstreams.len() > UPSTREAMS_MAX {
         let shown = format!("{} upstreams", upstreams.len());
         return Err((shown, Invalid::expected(format!("at most {UPSTREAMS_MAX}"))));
     }
     Ok(upstreams)
+}
+
+/// One upstream, of a source that is in these pieces.
+pub(crate) fn parse_among(item: &str, pieces: &[&str]) -> Result<Upstream, Invalid> {
+    Upstream::parse(item).map_err(|what| invalid_among(item, pieces, &format!("{EXPECTED}{what}")))
+}
+
+/// What to say of a wrong one of these pieces.
+pub(crate) fn invalid_among(item: &str, pieces: &[&str], expected: &str) -> Invalid {
+    if pieces.iter().any(|piece| may_hold_secret(piece)) {
+        return Invalid::shown_as(redacted(item), expected.to_owned());
+    }
+    Invalid::expected(expected.to_owned())
 }
 
 /// Whether what was written may be user and password of a URL: `http://user:pass` lacks its host,

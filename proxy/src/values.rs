@@ -6,6 +6,7 @@ use crate::usage::Invalid;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroUsize;
+use std::path::PathBuf;
 use std::time::Duration;
 
 /// Longer than any process lives, and far from overflow: 100 years.
@@ -146,6 +147,32 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, Invalid> {
     decimal(text, 1).ok_or_else(|| Invalid::expected("a number of seconds, such as 5 or 0.5"))
 }
 
+/// `--resolve-interval`: seconds. Shorter ones would only burden name servers, and more than a day
+/// is a mistake.
+pub(crate) fn resolve_interval(text: &str) -> Result<Duration, Invalid> {
+    const SHORTEST: Duration = Duration::from_millis(100);
+    const LONGEST: Duration = Duration::from_secs(86_400);
+    decimal(text, 1)
+        .filter(|interval| (SHORTEST..=LONGEST).contains(interval))
+        .ok_or_else(|| Invalid::expected("a number of seconds from 0.1 to 86400, such as 5 or 0.5"))
+}
+
+/// `--upstreams-file`.
+pub(crate) fn path(text: &str) -> Result<PathBuf, Invalid> {
+    if text.is_empty() || text.chars().any(char::is_control) {
+        return Err(Invalid::expected("the path of a file"));
+    }
+    Ok(PathBuf::from(text))
+}
+
+/// A weight, in hundredths.
+pub(crate) fn weight(text: &str) -> Option<u16> {
+    const HUNDREDTH_MICROS: u128 = 10_000;
+    let micros = decimal(text, 1)?.as_micros();
+    let hundredths = u16::try_from((micros + HUNDREDTH_MICROS / 2) / HUNDREDTH_MICROS).ok()?;
+    (1..=10_000).contains(&hundredths).then_some(hundredths)
+}
+
 /// Digits with at most one point, in units of so many seconds. Rounded up, so that only zero is
 /// zero.
 fn decimal(text: &str, unit_seconds: u64) -> Option<Duration> {
@@ -218,6 +245,18 @@ mod tests {
     #[case::too_long("999999999", None)]
     fn minutes(#[case] text: &str, #[case] micros: Option<u128>) {
         assert_eq!(decimal(text, 60).map(|timeout| timeout.as_micros()), micros);
+    }
+
+    #[rstest]
+    #[case::usual("5", Some(5_000))]
+    #[case::least("0.1", Some(100))]
+    #[case::most("86400", Some(86_400_000))]
+    #[case::too_short("0.099999", None)]
+    #[case::never("0", None)]
+    #[case::too_long("86400.1", None)]
+    #[case::unit("5s", None)]
+    fn intervals(#[case] text: &str, #[case] millis: Option<u128>) {
+        assert_eq!(resolve_interval(text).ok().map(|interval| interval.as_millis()), millis);
     }
 
     #[rstest]

@@ -1,0 +1,120 @@
+//! Watches the file of upstreams, and hears when the operator wants all looked at again.
+//!
+//! Knows when the file is read and what is told of that. What stands in it is told by
+//! [`file`](mod@file), what becomes of a new list by [`List`].
+
+use super::list::List;
+use crate::upstreams::{Listed, Upstreams, file, shown};
+use smol::Timer;
+use smol::channel::Receiver;
+use smol::future::FutureExt;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How often the file is read. It is small, and of what metadata says nothing can be believed: an
+/// editor may write twice within one tick of the file system's clock.
+const AGAIN: Duration = Duration::from_secs(1);
+/// How long a file that changed must stay as it is: who writes it in place has it empty at first.
+const STILL: Duration = Duration::from_millis(100);
+
+/// Sees to it that the list is what operators say now. Never ends.
+pub(super) async fn watch(list: Rc<List>, mut upstreams: Upstreams, asked: Receiver<()>) {
+    loop {
+        let is_asked = async {
+            match asked.recv().await {
+                Ok(()) => true,
+                // Nobody is left who could ask.
+                Err(_) => smol::future::pending().await,
+            }
+        };
+        let time = async {
+            match upstreams.file() {
+                Some(_) => drop(Timer::after(AGAIN).await),
+                None => smol::future::pending().await,
+            }
+            false
+        };
+        let is_asked = is_asked.or(time).await;
+        if is_asked {
+            log::info!("looking at upstreams again");
+        }
+        if let Some(content) = changed(&upstreams, is_asked).await
+            && take(&mut upstreams, content)
+        {
+            list.replace(upstreams.list());
+        }
+        if is_asked {
+            list.look_up_now();
+        }
+    }
+}
+
+/// What the file holds, if that is something else than before and stays so, or `at_once`.
+async fn changed(upstreams: &Upstreams, at_once: bool) -> Option<file::Content> {
+    let path = upstreams.file()?.to_owned();
+    let read = || {
+        let path = path.clone();
+        smol::unblock(move || file::read(&path))
+    };
+    let mut content = read().await;
+    while !at_once && content != *upstreams.content() {
+        Timer::after(STILL).await;
+        let again = read().await;
+        if again == content {
+            break;
+        }
+        content = again;
+    }
+    (content != *upstreams.content()).then_some(content)
+}
+
+/// Takes what the file holds now, and says whether the list is another one.
+fn take(upstreams: &mut Upstreams, content: file::Content) -> bool {
+    let path = upstreams.file().map(|path| path.display().to_string()).unwrap_or_default();
+    let file = path.as_str();
+    let bytes = match &content {
+        Ok(bytes) => bytes,
+        Err(error) => {
+            log::warn!(file, error:%; "upstreams file cannot be read, the list stays");
+            upstreams.keep(content);
+            return false;
+        }
+    };
+    let lines = match file::parse(bytes) {
+        Ok(lines) => lines,
+        Err(error) => {
+            log::warn!(file, line = error.line, error:%; "upstreams file is broken, the list stays");
+            upstreams.keep(content);
+            return false;
+        }
+    };
+    let former = upstreams.list().to_vec();
+    upstreams.replace(content, lines);
+    let list = upstreams.list();
+    if *list == *former {
+        log::info!(file; "upstreams file read, the list is the same");
+        return false;
+    }
+    let (added, removed) = (without(list, &former), without(&former, list));
+    let relabelled = list
+        .iter()
+        .filter(|one| former.iter().any(|known| known.upstream == one.upstream && known != *one));
+    log::info!(
+        file,
+        upstreams = list.len(),
+        added = added.as_str(),
+        removed = removed.as_str(),
+        relabelled = shown(relabelled.map(|one| &one.upstream)).as_str();
+        "upstreams changed"
+    );
+    if list.is_empty() {
+        log::warn!(file; "no upstream is left");
+    }
+    true
+}
+
+/// Those of the first list that are not in the second.
+fn without(these: &[Listed], others: &[Listed]) -> String {
+    let known = |one: &&Listed| others.iter().any(|other| other.upstream == one.upstream);
+    shown(these.iter().filter(|one| !known(one)).map(|one| &one.upstream))
+}
