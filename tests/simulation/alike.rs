@@ -88,9 +88,9 @@ proptest! {
             let in_hand = Standing { queued, resident, in_flight };
             let (name, favoured) = (BackendName(id.into()), false);
             let backend = BackendId(id);
-            let surcharge = 0;
             Candidate {
-                backend, reluctance: 0, in_hand, cached, fresh, pace, name, favoured, surcharge,
+                backend, reluctance: 0, in_hand, cached, fresh, pace, weight: 100, due: 0, name,
+                favoured, surcharge: 0,
             }
         };
         let places = 0..in_hand.len();

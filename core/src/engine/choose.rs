@@ -8,7 +8,7 @@
 use super::plan::{Plan, Seen, Verdict};
 use super::{Engine, later};
 use crate::config::Policy;
-use crate::fleet::{Backend, BackendId, TokenLength};
+use crate::fleet::{Backend, BackendId, Backends, Model, TokenLength, differ};
 use crate::route::{
     CHUNK_BYTES, Candidate, Doubt, Held, Pool, Promise, Question, Reason, Refusal, RequestMeta,
     Retry, Route, Ticket, Tried, Who, Work, fastest, favourite, first_unpopular, pick,
@@ -258,7 +258,9 @@ impl Engine {
                     favourite(*chunk, eligible().map(|backend| (backend.id, backend.shared.name)))
                 });
                 let favourite = favourite.flatten();
-                let question = question(model.turn, fastest);
+                let by_weight = policy == Policy::RoundRobin && weighs(model, &backends);
+                let turns = &model.turns;
+                let question = question(turns.last(), fastest);
                 seen.asks(question);
                 let candidates = holders().filter_map(|id| {
                     let fresh = backends.fresh(id);
@@ -266,7 +268,9 @@ impl Engine {
                     let (cached, favoured) = (cached(backend), favourite == Some(id));
                     let surcharge = if backend.shared.abroad { abroad } else { 0 };
                     let candidate = candidate(backend, now)?;
-                    let candidate = Candidate { cached, fresh, favoured, surcharge, ..candidate };
+                    let due = if by_weight { turns.due(id, candidate.weight) } else { 0 };
+                    let candidate =
+                        Candidate { cached, fresh, favoured, surcharge, due, ..candidate };
                     seen.sees(candidate, || promised(matched(backend)));
                     Some(candidate)
                 });
@@ -389,6 +393,12 @@ pub(super) fn reluctance(backend: &Backend) -> u8 {
     u8::from(!backend.is_up()) + 2 * u8::from(backend.rests())
 }
 
+/// Whether a model's backends are of different weights, so that their turns are, too.
+pub(super) fn weighs(model: &Model, backends: &Backends<'_>) -> bool {
+    let holders = model.holders.iter().filter_map(|&id| backends.find(id));
+    differ(holders.filter(|one| one.serves()).map(|one| one.spec.labels.weight))
+}
+
 /// A backend as one to choose; `None` if it takes no requests.
 ///
 /// One that rests was told to: it says 503 in its own words if nobody else is there. A suspect may
@@ -401,6 +411,8 @@ fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
         cached: 0,
         fresh: 0,
         pace: backend.load.pace().nanos(),
+        weight: backend.spec.labels.weight,
+        due: 0,
         name: backend.shared.name,
         favoured: false,
         surcharge: 0,

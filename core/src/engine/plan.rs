@@ -3,6 +3,7 @@
 //! Owns how a plan becomes a fact. Does not choose.
 
 use super::Engine;
+use super::choose::weighs;
 use crate::config::Policy;
 use crate::fleet::BackendId;
 use crate::route::{
@@ -102,9 +103,15 @@ impl Engine {
         // Nobody else asks whose turn it was.
         if self.config.policy == Policy::RoundRobin
             && let Pool::Model(name) = &held.pool
-            && let Some((_, model, _)) = self.fleet.model(name)
+            && let Some((_, model, backends)) = self.fleet.model(name)
         {
-            model.turn = Some(held.backend);
+            if weighs(model, &backends) {
+                let weighed = |&id| Some((id, backends.find(id)?.spec.labels.weight));
+                let all = model.holders.iter().filter_map(weighed);
+                model.turns.took_by_weight(held.backend, all);
+            } else {
+                model.turns.took(held.backend);
+            }
         }
         let route = self.send(id, held, reason, &seen, now)?;
         self.next_ticket = self.next_ticket.max(id.saturating_add(1));

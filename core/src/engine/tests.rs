@@ -15,6 +15,7 @@ mod status;
 mod stored;
 mod upstreams;
 mod way;
+mod weights;
 
 use super::*;
 use crate::config::Policy;

@@ -200,12 +200,13 @@ struct CostJson {
     fresh: f64,
     surcharge: f64,
     favour: f64,
+    weight: f64,
 }
 
 impl CostJson {
     fn of(terms: &Terms) -> Self {
         let &Terms { queued, uncached, delay, resident, requests, .. } = terms;
-        let &Terms { slower, fresh, surcharge, favour, .. } = terms;
+        let &Terms { slower, fresh, surcharge, favour, weight, .. } = terms;
         Self {
             total: milli(terms.sum()),
             queued: milli(queued),
@@ -218,6 +219,7 @@ impl CostJson {
             surcharge: milli(surcharge),
             // As all others it is added.
             favour: milli(favour.saturating_neg()),
+            weight: milli(weight),
         }
     }
 }
@@ -259,6 +261,8 @@ mod tests {
             cached: 512_000,
             fresh: 1_000,
             pace: 250_000,
+            weight: 100,
+            due: 0,
             name: BackendName(id.into()),
             favoured: true,
             surcharge: 500,
@@ -312,7 +316,7 @@ mod tests {
             "total": 1_000.0 + 1_488.0 + 446.4 + 180.0 + 300.0 + 3_414.4 + 3.0 + 744.0 - 892.8,
             "queued": 1_000.0, "uncached": 1_488.0, "delay": 446.4, "resident": 180.0,
             "requests": 300.0, "slower": 3_414.4, "fresh": 3.0, "surcharge": 744.0,
-            "favour": -892.8,
+            "favour": -892.8, "weight": 0.0,
         });
         let expected = json!({
             "address": "10.0.0.3:80", "state": "up", "rests": false, "draining": false,

@@ -22,15 +22,17 @@ mod prefix;
 mod renumber;
 mod rest;
 mod rounds;
+mod turns;
 mod update;
 mod window;
 
 pub(crate) use counts::Counts;
 pub(crate) use health::{Health, State};
 pub(crate) use learned::{TokenLength, Trust};
+pub(crate) use lent::Backends;
 pub(crate) use load::Load;
 pub use load::Standing;
-pub(crate) use names::Lost;
+pub(crate) use names::{Lost, Model};
 pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
 pub use renumber::Upstream;
@@ -51,13 +53,14 @@ use core::fmt;
 use core::net::SocketAddr;
 use found::{Found, by_address};
 use knowledge::FirstModel;
-use lent::Backends;
+
 use log::{info, warn};
-use names::{Model, Names};
+use names::Names;
 use order::place;
 pub(crate) use owners::{Owner, Owners};
 use rest::Rest;
 use rounds::Rounds;
+pub(crate) use turns::differ;
 use window::Window;
 
 /// One vLLM server, for as long as this process lives: numbers are never used twice.

@@ -3,6 +3,7 @@
 //! Owns the index from a name to its backends, and the memory of names whose backends are gone.
 //! Does not know whether a backend is up.
 
+use crate::fleet::turns::Turns;
 use crate::fleet::{Average, BackendId, TokenLength};
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
@@ -31,8 +32,8 @@ pub(crate) enum Lost {
 pub(crate) struct Model {
     /// The backends that list it, or listed it when they were last heard, in order.
     pub(crate) holders: Vec<BackendId>,
-    /// The one whose turn was last.
-    pub(crate) turn: Option<BackendId>,
+    /// Whose turn it is among them.
+    pub(crate) turns: Turns,
     /// How long its tokens are, as answers tell.
     pub(crate) token_length: TokenLength,
     /// Where the weights are from, by the word of whoever listed it first.
@@ -116,6 +117,7 @@ impl Names {
             return;
         };
         model.holders.remove(at);
+        model.turns.forget(backend);
         if !model.holders.is_empty() {
             return;
         }

@@ -23,6 +23,10 @@ pub struct Candidate {
     pub fresh: u64,
     /// How long it takes for a token of a prompt, in nanoseconds.
     pub pace: i64,
+    /// How much it does, in hundredths of what others do.
+    pub weight: u16,
+    /// When its turn is, by its weight; 0 where all weigh alike.
+    pub due: u64,
     /// What all proxies call it: ties are decided by this, alike by all of them.
     pub name: BackendName,
     /// Whether it is the one to which proxies send such prompts that cannot hear each other.
@@ -61,9 +65,9 @@ impl Question {
     }
 
     /// The next after the last one, by id; past the end, the first.
-    fn by_turn(&self, one: &Candidate) -> (u8, bool, BackendId) {
+    fn by_turn(&self, one: &Candidate) -> (u8, u64, bool, BackendId) {
         let turned = self.last.is_some_and(|last| one.backend <= last);
-        (one.reluctance, turned, one.backend)
+        (one.reluctance, one.due, turned, one.backend)
     }
 }
 
@@ -112,6 +116,8 @@ mod tests {
             cached: 0,
             fresh: 0,
             pace: 1,
+            weight: 100,
+            due: 0,
             name: BackendName(id.into()),
             favoured: false,
             surcharge: 0,
@@ -142,6 +148,8 @@ mod tests {
             cached: 0,
             fresh: 0,
             pace: 1,
+            weight: 100,
+            due: 0,
             name: BackendName(id.into()),
             favoured: false,
             surcharge: 0,
@@ -211,6 +219,8 @@ mod tests {
                 cached: 0,
                 fresh: 0,
                 pace: 1,
+                weight: 100,
+                due: 0,
                 name: BackendName(id.into()),
                 favoured: false,
                 surcharge: 0,

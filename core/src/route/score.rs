@@ -28,6 +28,8 @@ const FRESH: i64 = 3;
 /// that begin alike, in thousandths. It counts only while they are cut off: with everything shared
 /// half of this costs up to 9 % of the time to last token in the simulation.
 const FAVOUR: i64 = 600;
+/// The weight of backends of which the operator says nothing.
+const USUAL_WEIGHT: u16 = 100;
 
 /// What a request brings, in thousandths of a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,8 +65,11 @@ pub fn fastest(paces: impl Iterator<Item = i64>) -> Option<i64> {
 /// of comparison, so equal work goes to fewer in flight, and equal counts rotate by a hash.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Cost {
-    /// Marginal work, in thousandths of a token.
+    /// Marginal work, in thousandths of a token; of a backend that weighs more it counts less.
     pub work: i64,
+    /// What is lost of that by the division, so that backends of one weight compare as if they had
+    /// none.
+    pub rest: i64,
     /// Requests in flight there.
     pub in_flight: u32,
     /// Prompt tokens lately computed there for the first time.
@@ -98,13 +103,16 @@ pub struct Terms {
     pub surcharge: i64,
     /// What it saves where proxies that cannot hear each other send such prompts; not negative.
     pub favour: i64,
+    /// What it counts more for a weight below the usual one; negative for one above.
+    pub weight: i64,
 }
 
 impl Terms {
     /// Of sending a request to a candidate. `fastest` is the pace of the fastest, if speeds are to
     /// count.
     pub fn of(work: Work, fastest: Option<i64>, candidate: &Candidate) -> Self {
-        let Candidate { in_hand, cached, fresh, pace, favoured, surcharge, .. } = *candidate;
+        let Candidate { in_hand, cached, fresh, pace, weight, favoured, surcharge, .. } =
+            *candidate;
         let uncached = work.with_cached(cached).uncached;
         let requests = i64::from(in_hand.in_flight);
         let terms = Self {
@@ -117,16 +125,31 @@ impl Terms {
             fresh: i64::try_from(fresh).unwrap_or(i64::MAX).saturating_mul(FRESH),
             surcharge: uncached / 1_000 * i64::from(surcharge),
             favour: if favoured { uncached / 1_000 * FAVOUR } else { 0 },
+            weight: 0,
         };
-        let Some(fastest) = fastest else { return terms };
-        let work = terms.work();
-        let slower = i128::from(work) * i128::from(pace) / i128::from(fastest.max(1));
-        let slower = i64::try_from(slower).unwrap_or(i64::MAX);
-        Self { slower: slower.saturating_sub(work), ..terms }
+        let terms = match fastest {
+            None => terms,
+            Some(fastest) => {
+                let work = terms.work();
+                let slower = i128::from(work) * i128::from(pace) / i128::from(fastest.max(1));
+                let slower = i64::try_from(slower).unwrap_or(i64::MAX);
+                Self { slower: slower.saturating_sub(work), ..terms }
+            }
+        };
+        if weight == USUAL_WEIGHT {
+            return terms;
+        }
+        let all = terms.unweighed();
+        Self { weight: weighed(all, weight).0.saturating_sub(all), ..terms }
     }
 
     /// All of them together.
     pub const fn sum(&self) -> i64 {
+        self.unweighed().saturating_add(self.weight)
+    }
+
+    /// All but for the weight.
+    const fn unweighed(&self) -> i64 {
         self.work()
             .saturating_add(self.slower)
             .saturating_add(self.fresh)
@@ -147,10 +170,20 @@ impl Terms {
 /// What it costs to send the request numbered `request` to a candidate. `fastest` is the pace of
 /// the fastest, if speeds are to count.
 pub fn cost(work: Work, request: u64, fastest: Option<i64>, candidate: &Candidate) -> Cost {
-    let Candidate { backend, in_hand, fresh, name, .. } = *candidate;
+    let Candidate { backend, in_hand, fresh, name, weight, .. } = *candidate;
     let turn = mix(mix(request).wrapping_add(name.0));
-    let work = Terms::of(work, fastest, candidate).sum();
-    Cost { work, in_flight: in_hand.in_flight, fresh, turn, backend }
+    let (work, rest) = weighed(Terms::of(work, fastest, candidate).unweighed(), weight);
+    Cost { work, rest, in_flight: in_hand.in_flight, fresh, turn, backend }
+}
+
+/// What work counts at a backend of so many hundredths, and what the division leaves.
+fn weighed(work: i64, weight: u16) -> (i64, i64) {
+    if weight == USUAL_WEIGHT {
+        return (work, 0);
+    }
+    let (work, weight) = (i128::from(work) * i128::from(USUAL_WEIGHT), i128::from(weight.max(1)));
+    let part = |part: i128| i64::try_from(part).unwrap_or(i64::MAX);
+    (part(work.div_euclid(weight)), part(work.rem_euclid(weight)))
 }
 
 #[cfg(test)]
@@ -167,6 +200,8 @@ mod tests {
             cached,
             fresh,
             pace: 8,
+            weight: 100,
+            due: 0,
             name: BackendName(backend.into()),
             favoured: false,
             surcharge: 0,
@@ -290,6 +325,43 @@ mod tests {
             assert_eq!(terms.sum(), exact);
             assert_eq!(cost(work, 5, fastest, &one).work, terms.sum());
             assert!(plus.iter().all(|term| *term >= 0) && favour >= 0, "{terms:?}");
+            for weight in [1, 70, 150, 10_000] {
+                let one = Candidate { weight, ..one };
+                let weighed = Terms::of(work, fastest, &one);
+                assert_eq!(cost(work, 5, fastest, &one).work, weighed.sum(), "{weight}");
+                assert_eq!(Terms { weight: 0, ..weighed }, terms, "{weight}");
+            }
+        }
+    }
+
+    #[rstest]
+    #[case::usual(100, 1_003, 0)]
+    #[case::twice(200, 501, 100)]
+    #[case::half(50, 2_006, 0)]
+    #[case::least(1, 100_300, 0)]
+    #[case::a_mistake(0, 100_300, 0)]
+    fn who_weighs_more_is_cheaper(#[case] weight: u16, #[case] work: i64, #[case] rest: i64) {
+        assert_eq!(weighed(1_003, weight), (work, rest));
+        assert_eq!(weighed(i64::MAX, weight).0 == i64::MAX, weight <= 100);
+    }
+
+    #[rstest]
+    fn backends_of_one_weight_compare_as_if_they_had_none(
+        #[values(1, 33, 100, 150, 10_000)] weight: u16,
+    ) {
+        let cost = |queued: i64, in_flight, weight| {
+            let in_hand = Standing { queued, resident: 7 * queued, in_flight };
+            let one = Candidate { weight, ..candidate(in_flight, in_hand, 500, 9) };
+            cost(Work::of_prompt(2_000_123), 5, None, &one)
+        };
+        let loads: alloc::vec::Vec<_> =
+            (0..40).map(|n| (1_000_000 + n * n % 17, n as u32 % 3)).collect();
+        for &(queued, in_flight) in &loads {
+            for &(other, others) in &loads {
+                let order =
+                    |weight| cost(queued, in_flight, weight).cmp(&cost(other, others, weight));
+                assert_eq!(order(weight), order(100), "{queued} and {other}");
+            }
         }
     }
 
@@ -307,6 +379,7 @@ mod tests {
     fn cheaper_comes_before_emptier_and_emptier_before_the_hash() {
         let rank = |work, in_flight, turn, backend| Cost {
             work,
+            rest: 0,
             in_flight,
             fresh: 0,
             turn,
