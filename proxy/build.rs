@@ -1,10 +1,11 @@
 //! Tells the program which commit it is built from, and the tests whether this machine lets them
-//! use io_uring and has a browser: libtest counts as ignored only what was so when it was compiled.
+//! use io_uring and namespaces and has a browser: libtest counts as ignored only what was so when
+//! it was compiled.
 //!
 //! Looks at no clock, so that the same commit gives the same program.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::{env, iter};
 
 fn main() {
@@ -28,6 +29,11 @@ fn main() {
         println!("cargo::rustc-cfg=no_chromium");
     }
     println!("cargo::rustc-check-cfg=cfg(io_uring_refused)");
+    println!("cargo::rustc-check-cfg=cfg(namespaces_refused)");
+    if !has_namespaces() {
+        println!("cargo::warning=tests of name resolution are ignored: namespaces are refused");
+        println!("cargo::rustc-cfg=namespaces_refused");
+    }
     #[cfg(feature = "glommio")]
     if let Err(why) = ring::usable() {
         println!("cargo::warning=tests of glommio are ignored: {why}");
@@ -128,6 +134,15 @@ fn compiler() -> String {
     let said = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let said = said.unwrap_or_default();
     said.split_whitespace().nth(1).unwrap_or("unknown").to_owned()
+}
+
+/// Whether a test may have a network and files of its own.
+fn has_namespaces() -> bool {
+    let mut command = Command::new("unshare");
+    command.args(["--user", "--map-root-user", "--mount", "--net", "mount", "--bind"]);
+    command.arg(env::var_os("OUT_DIR").unwrap_or_default()).arg("/etc");
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    status.is_ok_and(|status| status.success())
 }
 
 #[cfg(feature = "glommio")]

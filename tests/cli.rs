@@ -163,6 +163,72 @@ fn upstreams_are_required(#[case] line: &str) {
     }
 }
 
+/// A file that ends with the test.
+struct File(String);
+
+impl File {
+    fn new(name: &str, bytes: &[u8]) -> Self {
+        let name = format!("vllm-proxy-cli-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        Self(path.display().to_string())
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[rstest]
+#[case::upstream(
+    "wrong",
+    b"http://a\n\nftp://b\n",
+    "`ftp://b` for line 3 of PATH: expected http://"
+)]
+#[case::label("label", b"http://a weight=0", "`weight=0` for line 1 of PATH: expected weight=N")]
+#[case::no_text("bytes", b"#\n\xff", "`...` for line 2 of PATH: expected text, this is no UTF-8")]
+#[case::password(
+    "secret",
+    b"http://me:hunter2@a",
+    "`http://...` for line 1 of PATH: expected http"
+)]
+fn a_mistake_in_a_file_of_upstreams_is_named(
+    #[case] name: &str,
+    #[case] bytes: &[u8],
+    #[case] expected: &str,
+) {
+    let file = File::new(name, bytes);
+    let expected = expected.replace("PATH", &file.0);
+    let said = refusal(&["server", "--upstreams-file", &file.0, "http://a"], &[]);
+    assert!(said.contains(&format!("invalid value {expected}")), "{said}");
+    let said = refusal(&["server"], &[("VLLM_PXY_UPSTREAMS_FILE", &file.0)]);
+    assert!(said.contains(&format!("invalid value {expected}")), "{said}");
+    // Who does not serve does not need it.
+    let said = run(&["health", ":1"], &[("VLLM_PXY_UPSTREAMS_FILE", &file.0)]);
+    assert_eq!(said.status.code(), Some(1), "{said:?}");
+}
+
+#[test]
+fn a_file_of_upstreams_must_be_there_and_name_one() {
+    let expected = "`/nowhere` for --upstreams-file: expected a file that can be read (No such";
+    let said = refusal(&["server", "--upstreams-file", "/nowhere", "http://a"], &[]);
+    assert!(said.contains(expected), "{said}");
+    let variables = [("VLLM_PXY_UPSTREAMS_FILE", "/nowhere")];
+    let said = refusal(&["server", "http://a"], &variables);
+    assert!(said.contains("`/nowhere` for VLLM_PXY_UPSTREAMS_FILE: expected a file"), "{said}");
+    let empty = File::new("empty", b"# nobody\n");
+    let said = refusal(&["server", "--upstreams-file", &empty.0], &[]);
+    assert!(said.contains("missing UPSTREAM: expected at least one http://host"), "{said}");
+    let file = File::new("other", b"http://b\n");
+    let line = ["server", "--upstreams-file", &file.0, "http://a", "--forward-unknown", "http://c"];
+    let said = refusal(&line, &[]);
+    let expected =
+        "`http://c` for --forward-unknown: expected one of the upstreams (http://a http://b)";
+    assert!(said.contains(expected), "{said}");
+}
+
 #[rstest]
 #[case::unknown_option("server --prot 1 http://a", "`--prot`: expected perhaps --port")]
 #[case::unknown_option_before("--prot=1 server http://a", "`--prot`")]

@@ -18,8 +18,12 @@ mod backend;
 mod browser;
 #[path = "end_to_end/company.rs"]
 mod company;
+#[path = "end_to_end/folder.rs"]
+mod folder;
 #[path = "end_to_end/keyed.rs"]
 mod keyed;
+#[path = "end_to_end/names.rs"]
+mod names;
 #[path = "end_to_end/proxy.rs"]
 mod proxy;
 #[path = "end_to_end/redis.rs"]
@@ -31,6 +35,8 @@ mod wire;
 
 #[path = "end_to_end/abandoned.rs"]
 mod abandoned;
+#[path = "end_to_end/discovery.rs"]
+mod discovery;
 #[path = "end_to_end/events.rs"]
 mod events;
 #[path = "end_to_end/explaining.rs"]
@@ -82,5 +88,7 @@ mod stored;
 mod strict;
 #[path = "end_to_end/upgrade.rs"]
 mod upgrade;
+#[path = "end_to_end/upstreams_file.rs"]
+mod upstreams_file;
 #[path = "end_to_end/watching.rs"]
 mod watching;

@@ -70,6 +70,15 @@ impl Backend {
         models: &[&str],
         script: impl Fn(&mut Wire, Asked) -> Then + Send + Sync + 'static,
     ) -> Self {
+        Self::at(SocketAddr::from((own_ip(), 0)), models, script)
+    }
+
+    /// The same, at this address.
+    pub(crate) fn at(
+        address: SocketAddr,
+        models: &[&str],
+        script: impl Fn(&mut Wire, Asked) -> Then + Send + Sync + 'static,
+    ) -> Self {
         let models = models.iter().map(|&model| model.to_owned()).collect();
         let shared = Arc::new(Shared {
             script: Box::new(script),
@@ -77,7 +86,7 @@ impl Backend {
             changed: Condvar::new(),
             slams: AtomicBool::new(false),
         });
-        let listener = TcpListener::bind((own_ip(), 0)).expect("Linux has all of 127/8");
+        let listener = TcpListener::bind(address).expect("nobody else uses this address");
         let address = listener.local_addr().expect("it is bound");
         let mut backend = Self { address, shared, acceptor: None };
         backend.accept_on(listener);

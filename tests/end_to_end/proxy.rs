@@ -283,6 +283,11 @@ impl Proxy {
         kill_process(self.pid(), Signal::TERM).expect("it runs");
     }
 
+    /// Has it look at upstreams again.
+    pub(crate) fn hang_up(&self) {
+        kill_process(self.pid(), Signal::HUP).expect("it runs");
+    }
+
     /// Waits for its end: the exit status, and what it wrote to standard error.
     pub(crate) fn exit(&mut self) -> (Option<i32>, String) {
         let ended = self.log.wait(Instant::now() + PATIENCE, |log| log.ended).ended;

@@ -38,7 +38,7 @@ pub(super) async fn watch(list: Rc<List>, mut upstreams: Upstreams, asked: Recei
         if is_asked {
             log::info!("looking at upstreams again");
         }
-        if let Some(content) = changed(&upstreams, is_asked).await
+        if let Some(content) = changed(&upstreams).await
             && take(&mut upstreams, content)
         {
             list.replace(upstreams.list());
@@ -49,15 +49,15 @@ pub(super) async fn watch(list: Rc<List>, mut upstreams: Upstreams, asked: Recei
     }
 }
 
-/// What the file holds, if that is something else than before and stays so, or `at_once`.
-async fn changed(upstreams: &Upstreams, at_once: bool) -> Option<file::Content> {
+/// What the file holds, if that is something else than before and stays so.
+async fn changed(upstreams: &Upstreams) -> Option<file::Content> {
     let path = upstreams.file()?.to_owned();
     let read = || {
         let path = path.clone();
         smol::unblock(move || file::read(&path))
     };
     let mut content = read().await;
-    while !at_once && content != *upstreams.content() {
+    while content != *upstreams.content() {
         Timer::after(STILL).await;
         let again = read().await;
         if again == content {
