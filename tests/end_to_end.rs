@@ -37,6 +37,8 @@ mod wire;
 mod abandoned;
 #[path = "end_to_end/discovery.rs"]
 mod discovery;
+#[path = "end_to_end/draining.rs"]
+mod draining;
 #[path = "end_to_end/events.rs"]
 mod events;
 #[path = "end_to_end/explaining.rs"]

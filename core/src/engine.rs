@@ -6,6 +6,7 @@
 
 mod apart;
 mod choose;
+mod drain;
 mod explain;
 mod learn;
 mod plan;
@@ -90,12 +91,13 @@ pub enum Output {
 
 /// The deciding machine.
 ///
-/// **Who is eligible.** Backends that list the model and are up. Only if none is left, suspects: a
-/// GPU fleet has few backends of a model, and a connection that is refused costs a client less
-/// than an error does, so a suspicion never empties a model. Backends that are down are never
-/// tried: two witnesses found nobody there, and a probe at most 6 s later finds out when that
-/// ends. The same holds for second tries, whatever failed before; how often a request is tried
-/// at all is what protects engines from a request that kills them.
+/// **Who is eligible.** Backends that list the model, are up and not drained by an operator, whose
+/// word holds even where nobody else is left. Only if there is none, suspects: a GPU fleet has few
+/// backends of a model, and a connection that is refused costs a client less than an error does, so
+/// a suspicion never empties a model. Backends that are down are never tried: two witnesses found
+/// nobody there, and a probe at most 6 s later finds out when that ends. The same holds for second
+/// tries, whatever failed before; how often a request is tried at all is what protects engines from
+/// a request that kills them.
 ///
 /// **When a request waits.** While the first round of probes runs and its model cannot be served
 /// yet, and while the lists are refreshed because its model is unknown; together never longer
@@ -179,11 +181,11 @@ impl Engine {
             Who::Owner => return self.search(request, None, now),
             Who::Each | Who::Every | Who::Named => self.gather(request),
             Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
-            Who::Health if self.fleet.any_serves() => Decision::Answer(Answer::empty(200)),
+            Who::Health if self.fleet.any_takes() => Decision::Answer(Answer::empty(200)),
             Who::Health | Who::Models | Who::Version if unsure => later(now),
             Who::Health => Decision::Answer(Answer::empty(503)),
             Who::Models if patient && self.fleet.any_list_is_old() => later(now),
-            Who::Models if self.fleet.any_serves() => {
+            Who::Models if self.fleet.any_takes() => {
                 let cards = self.fleet.cards();
                 // Who could not list its models to us may list them to the client.
                 let answer = (!keyed || !cards.is_empty())
@@ -198,10 +200,11 @@ impl Engine {
             Who::Status | Who::Events => Decision::Status(Box::new(self.status(now))),
             // Whoever asks what it would be told learns that it is told this.
             Who::Explain => Decision::Answer(Answer::empty(200)),
-            Who::Models => Decision::Refuse(Refusal::Starting),
+            Who::Acts(act) => self.act(act, request.narrow, now),
+            Who::Models => Decision::Refuse(self.unready()),
             Who::Version => match self.fleet.version() {
                 Some(version) => Decision::Answer(Answer::version(version)),
-                None => Decision::Refuse(Refusal::Starting),
+                None => Decision::Refuse(self.unready()),
             },
         })
     }
@@ -271,7 +274,7 @@ impl Engine {
             Failure::Elsewhere if unasked => Refusal::Unasked,
             Failure::Elsewhere => Refusal::NoAnswer,
             Failure::Connect => match model {
-                Some(model) if !self.fleet.has_up(&model) => Refusal::ModelDown { model },
+                Some(model) if !self.fleet.has_up(&model) => self.unserved(&model),
                 Some(_) | None => Refusal::NoAnswer,
             },
             Failure::Stale

@@ -272,6 +272,9 @@ pub(crate) struct ServerArgs {
     /// serves. The main one serves nothing below /proxy/ then; without this option it serves what
     /// can be read (GET). There is no authentication: let nobody reach it who is not an operator.
     ///
+    /// POST /proxy/drain?backend=HOST:PORT keeps new requests from a backend, at all proxies on one
+    /// Redis, and POST /proxy/undrain?backend=HOST:PORT ends that. What it has goes on to its end.
+    ///
     /// [variable: VLLM_PXY_ADMIN] [default: none]
     #[arg(long, value_name = "ADDR", help_heading = "Listening")]
     pub(crate) admin: Vec<OsString>,

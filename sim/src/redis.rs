@@ -35,6 +35,10 @@ pub enum Mishap {
     Dies(usize),
     /// It starts anew, under another number.
     Starts(usize),
+    /// An operator has a proxy give a server nothing new.
+    Drained(usize, usize),
+    /// An operator has a proxy give it requests again.
+    Undrained(usize, usize),
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,7 +111,12 @@ impl<T> Redis<T> {
             Mishap::Joined(proxy) => {
                 self.cut.remove(&proxy);
             }
-            Mishap::Hung | Mishap::Garbage | Mishap::Dies(_) | Mishap::Starts(_) => {}
+            Mishap::Hung
+            | Mishap::Garbage
+            | Mishap::Dies(_)
+            | Mishap::Starts(_)
+            | Mishap::Drained(..)
+            | Mishap::Undrained(..) => {}
         }
         Vec::new()
     }

@@ -237,9 +237,10 @@ impl Proxy {
         entries.map(|entry| entry["values"].clone()).collect()
     }
 
-    /// What it says of itself.
+    /// What it says of itself, to operators if they have an address of their own.
     pub(crate) fn status(&self) -> serde_json::Value {
-        let mut client = self.client();
+        let apart = self.entries("listening for operators") > 0;
+        let mut client = if apart { self.operator() } else { self.client() };
         client.send(get("/proxy/status"));
         let answer = client.answer().unwrap_or_else(|end| panic!("no answer: {end:?}"));
         assert_eq!(answer.status(), 200, "{answer:?}");

@@ -74,6 +74,9 @@ pub(super) struct Sharing {
     mishaps: Vec<(u32, Mishap)>,
 }
 
+/// How long after all is well proxies know the same. They are heard once a second, and not always.
+const KNOWN: Duration = Duration::from_secs(5);
+
 /// What came of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Run {
@@ -114,8 +117,8 @@ fn trouble() -> impl Strategy<Value = Trouble> {
 }
 
 fn mishap() -> impl Strategy<Value = (u32, Mishap)> {
-    let which = 0..3_usize;
-    let mishaps = which.prop_flat_map(|proxy| {
+    let which = (0..3_usize, 0..6_usize);
+    let mishaps = which.prop_flat_map(|(proxy, server)| {
         select(vec![
             Mishap::Killed,
             Mishap::Started,
@@ -130,6 +133,8 @@ fn mishap() -> impl Strategy<Value = (u32, Mishap)> {
             Mishap::Garbage,
             Mishap::Dies(proxy),
             Mishap::Starts(proxy),
+            Mishap::Drained(proxy, server),
+            Mishap::Undrained(proxy, server),
         ])
     });
     (0..500_u32, mishaps)
@@ -230,7 +235,15 @@ impl Drawn {
         let proxies = 0..usize::try_from(self.proxies).unwrap_or(usize::MAX);
         let heal = [Mishap::Started, Mishap::Roomy, Mishap::Slow(Duration::ZERO)];
         let heal = heal.into_iter().chain(proxies.clone().map(Mishap::Joined));
-        let heal = heal.chain(proxies.map(Mishap::Starts)).map(|mishap| (healed, mishap));
+        let heal = heal.chain(proxies.clone().map(Mishap::Starts)).map(|mishap| (healed, mishap));
+        // When those that started have read what was kept, and have heard the others: a proxy takes
+        // back only what it knows of.
+        let known = healed + KNOWN;
+        let servers = 0..self.machines.len();
+        let undrained = move |server| {
+            proxies.clone().map(move |proxy| (known, Mishap::Undrained(proxy, server)))
+        };
+        let heal = heal.chain(servers.flat_map(undrained));
         Network {
             lag: Duration::from_millis(sharing.lag_ms),
             jitter: Duration::from_millis(sharing.jitter_ms),

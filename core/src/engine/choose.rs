@@ -67,7 +67,7 @@ impl Engine {
             return later(now).into();
         }
         if self.fleet.knows(name) {
-            return Refusal::ModelDown { model: name.to_owned() }.into();
+            return self.unserved(name).into();
         }
         let resolvers = self.fleet.resolves(&self.config.forward_unknown);
         if !resolvers && patient {
@@ -132,7 +132,7 @@ impl Engine {
                 Verdict::Send(Plan { doubt: Doubt::Key(answer), ..plan })
             }
             (Some(plan), _) => Verdict::Send(plan),
-            (None, _) => Refusal::Starting.into(),
+            (None, _) => self.unready().into(),
         }
     }
 
@@ -247,12 +247,12 @@ impl Engine {
                 let promised = |matched| u64::try_from(matched as i64 * chunk / 1_000).unwrap_or(0);
                 let (_, model, mut backends) = self.fleet.model(model)?;
                 let holders = || model.holders.iter().copied().filter(untried);
-                let serving = |id| backends.find(id).filter(|backend| backend.serves());
+                let taking = |id| backends.find(id).filter(|backend| backend.takes());
                 let fastest = fastest(
-                    holders().filter_map(serving).map(|backend| backend.load.pace().nanos()),
+                    holders().filter_map(taking).map(|backend| backend.load.pace().nanos()),
                 );
                 let favourite = cut_off.then(|| {
-                    let eligible = || holders().filter_map(serving);
+                    let eligible = || holders().filter_map(taking);
                     let mut held_by: Vec<_> = eligible().map(matched).collect();
                     let chunk = held.chunks.get(first_unpopular(&mut held_by))?;
                     favourite(*chunk, eligible().map(|backend| (backend.id, backend.shared.name)))
@@ -396,15 +396,15 @@ pub(super) fn reluctance(backend: &Backend) -> u8 {
 /// Whether a model's backends are of different weights, so that their turns are, too.
 pub(super) fn weighs(model: &Model, backends: &Backends<'_>) -> bool {
     let holders = model.holders.iter().filter_map(|&id| backends.find(id));
-    differ(holders.filter(|one| one.serves()).map(|one| one.spec.labels.weight))
+    differ(holders.filter(|one| one.takes()).map(|one| one.spec.labels.weight))
 }
 
-/// A backend as one to choose; `None` if it takes no requests.
+/// A backend as one to choose; `None` if it takes no new requests.
 ///
 /// One that rests was told to: it says 503 in its own words if nobody else is there. A suspect may
 /// yet answer, and a connection that is refused costs a client less than an error does.
 fn candidate(backend: &mut Backend, now: Instant) -> Option<Candidate> {
-    backend.serves().then(|| Candidate {
+    backend.takes().then(|| Candidate {
         backend: backend.id,
         reluctance: reluctance(backend),
         in_hand: backend.load.standing(now),

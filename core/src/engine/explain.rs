@@ -109,6 +109,7 @@ impl Engine {
             spec: Arc::clone(&backend.spec),
             state: state(backend),
             rests: backend.rests(),
+            draining: backend.drain.is_on(),
             excluded: self.excluded(backend, among),
             in_flight: backend.load.in_flight(),
             in_flight_elsewhere: backend.load.others.in_flight(),
@@ -132,7 +133,15 @@ impl Engine {
         };
         match among {
             Among::These(_) => outside,
-            Among::Pool(_) => backend.unheard_of().or(outside).or_else(|| backend.obstacle()),
+            // Who keeps something is asked for it all the same.
+            Among::Pool(Pool::Search { .. }) => {
+                backend.unheard_of().or(outside).or_else(|| backend.obstacle())
+            }
+            Among::Pool(Pool::Model(_) | Pool::Resolvers | Pool::Keyed) => backend
+                .unheard_of()
+                .or(outside)
+                .or_else(|| backend.obstacle())
+                .or_else(|| (!backend.takes()).then_some("draining")),
         }
     }
 }

@@ -57,6 +57,7 @@ impl Engine {
             | Who::Status
             | Who::Events
             | Who::Page
+            | Who::Acts(_)
             | Who::Explain => {}
         }
         if meant.is_empty() && facts.is_none() {

@@ -61,7 +61,7 @@ pub struct Company {
 pub(super) struct Sharing {
     pub(super) own: ProxyId,
     pub(super) peers: Peers,
-    names: BTreeMap<BackendName, BackendId>,
+    pub(super) names: BTreeMap<BackendName, BackendId>,
     gathered: Gathered,
     /// Of the last update.
     number: u64,

@@ -18,6 +18,7 @@ impl Engine {
         let backends = everyone.iter().map(|backend| BackendFacts {
             address: address(backend),
             up: backend.serves(),
+            draining: backend.drain.is_on(),
             in_flight: u64::from(backend.load.in_flight()),
             in_flight_elsewhere: u64::from(backend.load.others.in_flight()),
             answers: backend.counts.answers,
@@ -45,6 +46,7 @@ impl Engine {
                 spec: Arc::clone(&backend.spec),
                 state: state(backend),
                 rests: backend.rests(),
+                draining: backend.drain.is_on(),
                 models: (!backend.is_keyed()).then(|| Arc::clone(&backend.models)),
                 in_flight: backend.load.in_flight(),
                 in_flight_elsewhere: backend.load.others.in_flight(),

@@ -2,6 +2,7 @@
 
 mod accounting;
 mod caching;
+mod draining;
 mod explaining;
 mod knowledge;
 mod learning;

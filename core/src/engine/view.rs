@@ -15,7 +15,7 @@ use alloc::vec::Vec;
 pub struct View {
     /// Which one.
     pub backend: BackendId,
-    /// Whether requests may go there.
+    /// Whether new requests may go there.
     pub serves: bool,
     /// How gladly it is given requests; see
     /// [`Candidate::reluctance`](crate::route::Candidate::reluctance).
@@ -42,7 +42,7 @@ impl Engine {
             let (in_hand, pending) = backend.load.seen(now);
             View {
                 backend: backend.id,
-                serves: backend.serves(),
+                serves: backend.takes(),
                 reluctance: reluctance(backend),
                 in_hand,
                 pending,

@@ -96,6 +96,7 @@ impl Exchange {
             | Who::Status
             | Who::Events
             | Who::Page
+            | Who::Acts(_)
             | Who::Explain => self.limits.http_timeout,
         };
         let until = limit.map_or(Instant::FAR, |limit| now + limit);

@@ -19,6 +19,7 @@ use crate::wire::form::{self, FormScanner};
 use crate::wire::forward;
 use crate::wire::head::{HeadEnd, RequestError, header_room, parse_request};
 use crate::wire::merge::Merge;
+use crate::wire::origin::is_foreign;
 use crate::wire::routes::{self, About, ModelAt, Rule};
 use crate::wire::scan::{Scan, Scanner};
 use crate::wire::target::parameter;
@@ -298,6 +299,9 @@ impl Exchange {
         request.has_host = forward::request_headers(&mut request.headers, &head);
         let target = &request.start[request.method_len..];
         let found = routes::find(head.method, target, self.limits.access);
+        if found.rule.who.is_act() && found.rule.allow.is_none() && is_foreign(&head) {
+            return self.refuse(RequestError::Foreign, now);
+        }
         let (found, meant) = match Meant::instead(found, target) {
             Ok(found) => found,
             Err(error) => return self.refuse(error, now),
@@ -312,6 +316,9 @@ impl Exchange {
             rule = rule.of_websocket(if ours { Who::Realtime } else { Who::Backend });
         }
         (request.rule, request.name) = (Some(rule), name);
+        if matches!(rule.who, Who::Acts(_)) {
+            request.narrow = Some(Narrow { model: None, backend: parameter(target, "backend") });
+        }
         let header = |name| forward::header(head.headers, name);
         let explains = self.limits.access.explains && header(way::ASKED) == Some(b"1");
         request.told = Told::new(explains, meant.as_ref());
@@ -477,6 +484,7 @@ impl Exchange {
         let answer = match error {
             RequestError::Malformed(why) => Answer::bad_request(why, shape),
             RequestError::Connect => Answer::bad_request("CONNECT is not supported", shape),
+            RequestError::Foreign => Answer::foreign(shape),
             RequestError::Timeout => Answer::request_timeout(shape),
             RequestError::BodyTooLarge => Answer::body_too_large(self.limits.body_bytes_max, shape),
             RequestError::TargetTooLong => Answer::target_too_long(shape),

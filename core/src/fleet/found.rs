@@ -12,6 +12,8 @@ pub(super) struct Found<'a> {
     pub(super) upstreams: BTreeSet<u16>,
     /// Whether another spec of this address has another prefix, which is not used.
     pub(super) clashes: bool,
+    /// Whether any spec of this address is labelled to be drained.
+    pub(super) drains: bool,
 }
 
 /// Each address once, as the first spec that names it says, with all upstreams that name it; and
@@ -27,11 +29,13 @@ pub(super) fn by_address(
                 let Some(first) = &mut found[at] else { continue };
                 first.upstreams.insert(spec.upstream);
                 first.clashes |= first.spec.prefix != spec.prefix;
+                first.drains |= spec.labels.drain;
             }
             None => {
                 known.insert(&spec.address, found.len());
                 let upstreams = BTreeSet::from([spec.upstream]);
-                found.push(Some(Found { spec, upstreams, clashes: false }));
+                let drains = spec.labels.drain;
+                found.push(Some(Found { spec, upstreams, clashes: false, drains }));
             }
         }
     }

@@ -8,7 +8,7 @@
 
 use crate::fleet::peers::{Shared, Word};
 use crate::fleet::update::{About, Learned, Lesson};
-use crate::fleet::{Backend, BackendId, Fact, Fleet, Place};
+use crate::fleet::{Backend, BackendId, Drain, Fact, Fleet, Place};
 use crate::time::Instant;
 use alloc::sync::Arc;
 
@@ -20,6 +20,9 @@ const COUNTS_AHEAD: u32 = 1 << 24;
 /// behind those.
 const LENGTHS_MAX: usize = 16;
 
+/// Nor did it miss more orders of operators to drain a backend or not.
+const DRAINS_AHEAD: u64 = 1 << 24;
+
 /// Nobody inserts more tokens at a backend: of a million a second in nine years. What 64 proxies
 /// insert, and those before them, is far from what a clock can count.
 const INSERTED_MAX: u64 = 1 << 48;
@@ -28,10 +31,11 @@ const CLOCK_MAX: u64 = 1 << 56;
 
 /// Whether this may be true of a backend of which so much is known. What it says of times and loads
 /// is bounded where it is used, and stamps are as near to the clock as may be.
-fn is_believable(about: &About, known: &Shared) -> bool {
+fn is_believable(about: &About, known: &Shared, drain: Drain) -> bool {
     let inserted = about.clock.as_ref().map_or(0, |clock| clock.inserted_tokens);
     about.generation <= known.generation().saturating_add(COUNTS_AHEAD)
         && about.changes <= known.changes().saturating_add(COUNTS_AHEAD)
+        && about.drains <= drain.changes().saturating_add(DRAINS_AHEAD)
         && about.inserted_tokens <= INSERTED_MAX
         && inserted <= CLOCK_MAX
 }
@@ -60,12 +64,14 @@ impl Fleet {
     /// Another proxy says this of a backend; `None` for the word if it is a page of a snapshot.
     pub(crate) fn hear(&mut self, id: BackendId, about: &About, word: Option<Word>, now: Instant) {
         let Some(backend) = super::find(&mut self.backends, id) else { return };
-        if !is_believable(about, &backend.shared) {
+        if !is_believable(about, &backend.shared, backend.drain) {
             return;
         }
         if let (Some(word), Some(in_hand)) = (word.filter(|word| word.lives), &about.in_hand) {
             backend.load.others.hear(word.place, word.number, in_hand, word.said);
         }
+        self.hear_drain(id, about.drains);
+        let Some(backend) = super::find(&mut self.backends, id) else { return };
         if backend.shared.told_changes(about.changes) {
             // What it was is not said: only the backend's own word counts.
             backend.rest.doubt();

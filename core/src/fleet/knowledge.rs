@@ -99,20 +99,20 @@ impl Fleet {
         self.names.knows(name)
     }
 
-    /// Whether a backend of this name is up beyond doubt.
+    /// Whether a backend of this name is up beyond doubt, and takes new requests.
     pub(crate) fn has_up(&self, name: &str) -> bool {
         let mut holders = self.names.holders(name).iter().filter_map(|&id| self.backend(id));
-        holders.any(|backend| backend.health.state() == State::Up)
+        holders.any(|backend| backend.is_up() && backend.takes())
     }
 
-    /// Whether any backend takes requests.
+    /// Whether any backend answers, if only what it keeps.
     pub(crate) fn any_serves(&self) -> bool {
         self.backends.iter().any(Backend::serves)
     }
 
     /// Whether it makes no difference, to a request for any base model, who takes it.
     pub(crate) fn serves_alike(&self) -> bool {
-        let mut serving = self.backends.iter().filter(|backend| backend.serves());
+        let mut serving = self.backends.iter().filter(|backend| backend.takes());
         let names =
             |backend: &Backend| backend.bases().map(ToOwned::to_owned).collect::<BTreeSet<_>>();
         let Some(first) = serving.next().map(names) else { return true };
@@ -154,7 +154,7 @@ impl Fleet {
     pub(crate) fn cards(&self) -> Vec<Listed<'_>> {
         let mut places: BTreeMap<&str, usize> = BTreeMap::new();
         let mut cards: Vec<Listed<'_>> = Vec::new();
-        for card in self.serving().iter().flat_map(|backend| backend.models.iter()) {
+        for card in self.taking().iter().flat_map(|backend| backend.models.iter()) {
             match places.get(card.id.as_str()) {
                 Some(&place) => {
                     let listed = &mut cards[place];
@@ -172,13 +172,13 @@ impl Fleet {
 
     /// Whether any backend that takes requests asks for a key.
     pub(crate) fn any_keyed(&self) -> bool {
-        self.backends.iter().any(|backend| backend.keyed && backend.serves())
+        self.backends.iter().any(|backend| backend.keyed && backend.takes())
     }
 
     /// Whether any backend of these upstreams takes requests.
     pub(crate) fn resolves(&self, upstreams: &[u16]) -> bool {
         !upstreams.is_empty()
-            && self.backends.iter().any(|backend| backend.is_of(upstreams) && backend.serves())
+            && self.backends.iter().any(|backend| backend.is_of(upstreams) && backend.takes())
     }
 
     /// Who comes back, or joins, gets the adapters of its models that it does not list.
@@ -206,13 +206,13 @@ impl Fleet {
 
     /// Whether any list that counts is known to be old. Its backend is being asked.
     pub(crate) fn any_list_is_old(&self) -> bool {
-        self.backends.iter().any(|backend| backend.list_is_old && backend.serves())
+        self.backends.iter().any(|backend| backend.list_is_old && backend.takes())
     }
 
     /// The lowest version among the backends that take requests; the first of equal ones.
     pub(crate) fn version(&self) -> Option<&str> {
-        let serving = self.serving();
-        let versions = serving.into_iter().filter_map(|backend| backend.version.as_deref());
+        let taking = self.taking();
+        let versions = taking.into_iter().filter_map(|backend| backend.version.as_deref());
         versions.min_by(|a, b| compare_versions(a, b))
     }
 
@@ -234,11 +234,18 @@ impl Fleet {
         self.names.holders(name)
     }
 
-    fn serving(&self) -> Vec<&Backend> {
-        let mut serving: Vec<&Backend> =
-            self.backends.iter().filter(|backend| backend.serves()).collect();
-        serving.sort_by_key(|backend| backend.place());
-        serving
+    fn taking(&self) -> Vec<&Backend> {
+        let mut taking: Vec<&Backend> =
+            self.backends.iter().filter(|backend| backend.takes()).collect();
+        taking.sort_by_key(|backend| backend.place());
+        taking
+    }
+}
+
+impl Backend {
+    /// Its base names and aliases, in its order.
+    pub(crate) fn bases(&self) -> impl Iterator<Item = &str> {
+        self.models.iter().filter(|card| card.parent.is_none()).map(|card| card.id.as_str())
     }
 }
 

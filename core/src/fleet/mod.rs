@@ -6,6 +6,7 @@
 
 mod adapters;
 mod counts;
+mod drain;
 mod found;
 mod health;
 mod hear;
@@ -27,6 +28,7 @@ mod update;
 mod window;
 
 pub(crate) use counts::Counts;
+pub(crate) use drain::Drain;
 pub(crate) use health::{Health, State};
 pub(crate) use learned::{TokenLength, Trust};
 pub(crate) use lent::Backends;
@@ -153,6 +155,7 @@ pub(crate) struct Backend {
     pub(crate) slot: Option<Slot>,
     /// What all proxies call it, and agree on.
     pub(crate) shared: Shared,
+    pub(crate) drain: Drain,
     /// No upstream resolves to it any more: it gets no more requests, and is forgotten once those
     /// it has are settled.
     leaving: bool,
@@ -178,6 +181,7 @@ impl Backend {
             counts: Counts::default(),
             slot: None,
             shared: Shared::new(name),
+            drain: Drain::default(),
             leaving: false,
         }
     }
@@ -242,6 +246,8 @@ pub(crate) struct Fleet {
     to_forget: VecDeque<BackendId>,
     /// Adapters that a backend is to load, by the body of the request.
     to_load: VecDeque<(BackendId, Arc<[u8]>)>,
+    /// Who is to be drained if found again.
+    left: drain::Left,
 }
 
 impl Fleet {
@@ -262,6 +268,7 @@ impl Fleet {
             to_probe: VecDeque::new(),
             to_forget: VecDeque::new(),
             to_load: VecDeque::new(),
+            left: drain::Left::default(),
         }
     }
 
@@ -298,6 +305,7 @@ impl Fleet {
                 backend.spec = Arc::new(kept.spec.clone());
             }
             backend.upstreams = kept.upstreams;
+            backend.label(kept.drains);
             if backend.ever_listed {
                 self.listed.extend(&backend.upstreams);
             }
@@ -315,10 +323,13 @@ impl Fleet {
                 let address = &found.spec.address;
                 warn!(address:%; "upstreams of one address are one backend, whatever their prefix");
             }
+            let drains = found.drains;
             let mut backend = Backend::new(BackendId(self.next), found, now);
             backend.slot = self.index.as_mut().and_then(|index| index.join(backend.id));
             self.next += 1;
             info!(backend:% = backend.id, address:% = backend.spec.address; "backend discovered");
+            backend.label(drains);
+            self.welcome_drain(&mut backend);
             self.rounds.join(backend.id);
             self.backends.push(backend);
         }
@@ -458,6 +469,7 @@ impl Fleet {
             if !stays {
                 info!(backend:% = backend.id; "backend forgotten");
                 gone.push_back(backend.id);
+                self.left.remember(backend);
             }
             stays
         });
@@ -478,11 +490,6 @@ impl Fleet {
 }
 
 impl Backend {
-    /// Its base names and aliases, in its order.
-    pub(crate) fn bases(&self) -> impl Iterator<Item = &str> {
-        self.models.iter().filter(|card| card.parent.is_none()).map(|card| card.id.as_str())
-    }
-
     /// Logs a change of state.
     fn tell(&self, before: State) {
         let state = self.health.state();

@@ -21,8 +21,7 @@ impl Backend {
         match self.health.state() {
             _ if self.serves() => None,
             State::Down => Some("down"),
-            // An operator's word is all that is left.
-            State::Up | State::Suspect => Some("draining"),
+            State::Up | State::Suspect => None,
             State::Unknown => self.unheard_of(),
         }
     }

@@ -109,6 +109,8 @@ pub struct About {
     /// How often somebody saw a request change it in another way: had it sleep or wake, pause or
     /// resume, load or unload an adapter. Whoever knows of fewer times asks it how it is.
     pub changes: u32,
+    /// How often operators had it drained or undrained: it is drained while that is odd.
+    pub drains: u64,
     /// What the teller has in hand there; `None` in a snapshot.
     pub in_hand: Option<InHand>,
     /// Tokens that the teller has inserted there so far, after all that is placed below.
@@ -132,6 +134,7 @@ impl About {
             backend,
             generation,
             changes: 0,
+            drains: 0,
             in_hand: None,
             inserted_tokens: 0,
             placed: Vec::new(),

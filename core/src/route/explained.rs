@@ -74,6 +74,8 @@ pub struct Known {
     pub state: &'static str,
     /// Whether it was told to sleep or to pause.
     pub rests: bool,
+    /// Whether it is to get no new requests.
+    pub draining: bool,
     /// Why it is not chosen among; `None` if it is.
     pub excluded: Option<&'static str>,
     /// Requests that this proxy has there.

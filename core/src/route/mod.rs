@@ -42,9 +42,9 @@ pub enum Who {
     Every,
     /// One backend, which the request must name if there are several: what it brings fits one only.
     Named,
-    /// The proxy: 200 while a backend is up, else 503, without a body.
+    /// The proxy: 200 while a backend takes requests, else 503, without a body.
     Health,
-    /// The proxy: every model of every backend that is up.
+    /// The proxy: every model of every backend that takes requests.
     Models,
     /// The proxy: the backends' version, the lowest if they differ.
     Version,
@@ -58,6 +58,8 @@ pub enum Who {
     Page,
     /// The proxy: what another request would come to.
     Explain,
+    /// The proxy, of whose backends an operator orders something: one, by its address.
+    Acts(Act),
     /// A backend, of a websocket that names its model only when it is open: as long as it has not,
     /// [`RequestMeta::model`] is `None`, and the proxy may have to accept it.
     Realtime,
@@ -74,6 +76,7 @@ impl Who {
             | Self::Status
             | Self::Events
             | Self::Page
+            | Self::Acts(_)
             | Self::Explain => true,
             Self::Backend
             | Self::Owner
@@ -84,10 +87,25 @@ impl Who {
         }
     }
 
+    /// Whether only operators may ask for it, and no browser on behalf of a page of elsewhere.
+    pub(crate) const fn is_act(self) -> bool {
+        matches!(self, Self::Acts(_) | Self::Explain)
+    }
+
     /// Whether the answer follows from what is known, whatever the request brings along.
     pub(crate) const fn needs_no_body(self) -> bool {
         self.is_own() && !matches!(self, Self::Models | Self::Explain)
     }
+}
+
+/// What operators order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// A backend gets no new requests; those that it has go on to their end. It is still asked how
+    /// it is, and for what it alone keeps.
+    Drain,
+    /// It gets requests again.
+    Undrain,
 }
 
 /// When a request may be sent to another backend.
@@ -126,7 +144,7 @@ pub struct RequestMeta<'a> {
     pub of_default: bool,
     /// Whether the answer is to tell the proxy's own numbers.
     pub facts: bool,
-    /// Of several backends, which ones the request means.
+    /// Of several backends, which ones the request means; of an order, which one.
     pub narrow: Option<&'a Narrow>,
     /// Whether it is only asked what the request would come to.
     pub dry_run: bool,
@@ -378,6 +396,11 @@ pub enum Refusal {
         /// The name asked for.
         model: String,
     },
+    /// 503: operators have all backends drained that are up, of this model if there is one named.
+    Drained {
+        /// The name asked for.
+        model: Option<String>,
+    },
     /// 503: some upstream has not listed its models yet, so nothing can be said of this one; or
     /// no backend at all is up.
     Starting,
@@ -398,7 +421,11 @@ impl Refusal {
         match self {
             Self::UnknownModel { .. } | Self::UnknownBackend { .. } => 404,
             Self::Ambiguous { .. } => 400,
-            Self::ModelDown { .. } | Self::Starting | Self::Busy | Self::Unasked => 503,
+            Self::ModelDown { .. }
+            | Self::Drained { .. }
+            | Self::Starting
+            | Self::Busy
+            | Self::Unasked => 503,
             Self::NoAnswer => 502,
             Self::TimedOut => 504,
         }
@@ -411,6 +438,7 @@ impl Refusal {
             Self::UnknownBackend { .. } => "unknown-backend",
             Self::Ambiguous { .. } => "ambiguous",
             Self::ModelDown { .. } => "model-down",
+            Self::Drained { .. } => "drained",
             Self::Starting => "starting",
             Self::Busy => "busy",
             Self::Unasked => "unasked",

@@ -94,6 +94,13 @@ impl Answer {
         Self::error(408, "The request did not arrive in time.", None, shape)
     }
 
+    /// 403: a page of elsewhere has a browser ask what only operators may.
+    pub fn foreign(shape: Shape) -> Self {
+        let message = "A page of another origin may not have this done. Who acts from a page of \
+                       the proxy's own uses its IP address, a private name, or TLS.";
+        Self::error(403, message, None, shape)
+    }
+
     /// 413: the body is larger than the operator allows.
     pub fn body_too_large(bytes_max: u64, shape: Shape) -> Self {
         let message = format!("The request body is larger than {bytes_max} bytes.");
@@ -159,6 +166,15 @@ impl Answer {
                 format!("No backend of the model `{model}` is up. Please try again later.").into(),
                 Some(RETRY_DOWN),
             ),
+            Refusal::Drained { model } => {
+                let which = model.as_ref().map(|model| format!(" of the model `{model}`"));
+                let which = which.unwrap_or_default();
+                let message = format!(
+                    "Every backend{which} that is up is drained for maintenance. Please try again \
+                     later."
+                );
+                (message.into(), Some(RETRY_DOWN))
+            }
             Refusal::Starting => {
                 ("The service is not ready yet. Please try again later.".into(), Some(RETRY_SOON))
             }
@@ -391,6 +407,7 @@ mod tests {
 
     #[rstest]
     #[case::down(Refusal::ModelDown { model: "m".to_string() }, 503, Some(5), "Service Unavailable", "overloaded_error")]
+    #[case::drained(Refusal::Drained { model: Some("m".to_string()) }, 503, Some(5), "Service Unavailable", "overloaded_error")]
     #[case::starting(Refusal::Starting, 503, Some(1), "Service Unavailable", "overloaded_error")]
     #[case::no_memory(Refusal::Busy, 503, Some(1), "Service Unavailable", "overloaded_error")]
     #[case::no_answer(Refusal::NoAnswer, 502, None, "Bad Gateway", "api_error")]

@@ -49,8 +49,10 @@ pub struct SharingFacts {
 pub struct BackendFacts {
     /// Its address, which is the label of all its series.
     pub address: String,
-    /// Whether it takes requests.
+    /// Whether it is up or may be, drained or not.
     pub up: bool,
+    /// Whether it is to get no new requests.
+    pub draining: bool,
     /// Requests it has now.
     pub in_flight: u64,
     /// Requests that other proxies have there.
@@ -80,9 +82,11 @@ impl Facts {
                 families.sample(name, &labels, Value::Integer(value(backend)));
             }
         };
-        each("vllm_proxy_backend_up", Kind::Gauge, "Whether the backend takes requests.", |one| {
+        each("vllm_proxy_backend_up", Kind::Gauge, "Whether the backend is up or may be.", |one| {
             u64::from(one.up)
         });
+        let draining = "Whether the backend is to get no new requests.";
+        each("vllm_proxy_backend_draining", Kind::Gauge, draining, |one| one.draining.into());
         each("vllm_proxy_requests_in_flight", Kind::Gauge, "Requests that it has now.", |one| {
             one.in_flight
         });
@@ -182,6 +186,7 @@ mod tests {
         let backend = |address: &str, up| BackendFacts {
             address: address.to_string(),
             up,
+            draining: !up,
             in_flight: 3,
             in_flight_elsewhere: 8,
             answers: [0, 0, 7, 0, 1, 0],
@@ -221,6 +226,8 @@ mod tests {
             "# TYPE vllm_proxy_backend_up gauge",
             r#"vllm_proxy_backend_up{backend="10.0.0.1:8000"} 1"#,
             r#"vllm_proxy_backend_up{backend="unix:/a\"b"} 0"#,
+            r#"vllm_proxy_backend_draining{backend="10.0.0.1:8000"} 0"#,
+            r#"vllm_proxy_backend_draining{backend="unix:/a\"b"} 1"#,
             r#"vllm_proxy_requests_in_flight{backend="10.0.0.1:8000"} 3"#,
             r#"vllm_proxy_answers_total{backend="10.0.0.1:8000",status="2xx"} 7"#,
             r#"vllm_proxy_answers_total{backend="10.0.0.1:8000",status="4xx"} 1"#,

@@ -20,6 +20,8 @@ pub enum RequestError {
     Malformed(&'static str),
     /// 400: CONNECT, which is a request to a proxy of another kind.
     Connect,
+    /// 403: a page of elsewhere has a browser ask what only operators may.
+    Foreign,
     /// 408: it paused for too long.
     Timeout,
     /// 413: the body is larger than allowed.

@@ -2,12 +2,14 @@
 
 pub mod answers;
 pub mod body;
+pub mod drained;
 pub mod facts;
 pub mod form;
 pub mod forward;
 pub mod head;
 pub mod merge;
 pub mod metrics;
+pub mod origin;
 pub mod page;
 pub mod probe;
 pub mod response_id;

@@ -4,7 +4,7 @@
 //! as it is, by the model that its JSON body names, else to the default model's.
 
 use crate::config::Access;
-use crate::route::{Change, Retry, Who};
+use crate::route::{Act, Change, Retry, Who};
 use crate::wire::answers::Shape;
 use crate::wire::merge::Failures::{Fail, LeaveOut};
 use crate::wire::merge::Merge;
@@ -118,6 +118,8 @@ const STATUS: Rule = own(Who::Status);
 const EVENTS: Rule = own(Who::Events);
 const PAGE: Rule = own(Who::Page);
 const EXPLAIN: Rule = own(Who::Explain);
+const DRAIN: Rule = own(Who::Acts(Act::Drain));
+const UNDRAIN: Rule = own(Who::Acts(Act::Undrain));
 const LOADS: Rule =
     Rule { about: About::Adapter, ..every(Merge::LoadLora, Some(Change::Adapters)) };
 const UNLOADS: Rule =
@@ -187,6 +189,8 @@ const TABLE: &[(&str, &str, Rule)] = &[
     ("GET",  "/proxy/",                          PAGE),
     ("GET",  "/proxy",                           PAGE),
     ("POST", "/proxy/explain",                   EXPLAIN),
+    ("POST", "/proxy/drain",                     DRAIN),
+    ("POST", "/proxy/undrain",                   UNDRAIN),
     // Numbers and states: each
     ("GET",  "/metrics",                         each(Merge::Metrics)),
     ("GET",  "/metrics/*",                       each(Merge::Metrics)),
@@ -267,8 +271,10 @@ pub fn find(method: &str, target: &[u8], access: Access) -> Found {
             let name = name.filter(|_| rule.about != About::Nothing).map(ToOwned::to_owned);
             return Found { rule: *rule, name };
         }
-        // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`.
-        if rule.who.is_own() && refusal.is_none() && method != "OPTIONS" {
+        // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`; but what
+        // is the proxy's to do is not a backend's to allow.
+        let judged = method != "OPTIONS" || rule.who.is_act();
+        if rule.who.is_own() && refusal.is_none() && judged {
             refusal = Some(Rule { allow: Some(allowed), ..*rule });
         }
     }
@@ -291,7 +297,7 @@ const fn is_shown(who: Who, access: Access) -> bool {
     match who {
         Who::Live | Who::Status | Who::Events | Who::Page => access.reads,
         // Whoever may act may know everything.
-        Who::Explain => access.acts,
+        Who::Acts(_) | Who::Explain => access.acts,
         Who::Backend
         | Who::Owner
         | Who::Each
@@ -517,6 +523,27 @@ mod tests {
     #[test]
     fn bytes_that_are_no_text() {
         assert_eq!(find("GET", b"/\xff%ff", Access::default()).rule, READ);
+    }
+
+    #[rstest]
+    #[case::drain("POST", "/proxy/drain?backend=a:1", DRAIN)]
+    #[case::undrain("POST", "/proxy/%75ndrain", UNDRAIN)]
+    #[case::read("GET", "/proxy/drain?backend=a:1", Rule { allow: Some("POST"), ..DRAIN })]
+    #[case::head("HEAD", "/proxy/undrain", Rule { allow: Some("POST"), ..UNDRAIN })]
+    #[case::preflight("OPTIONS", "/proxy/drain", Rule { allow: Some("POST"), ..DRAIN })]
+    #[case::lower_case("post", "/proxy/drain", Rule { allow: Some("POST"), ..DRAIN })]
+    #[case::slash_behind("POST", "/proxy/drain/", ONCE)]
+    fn operators_act_where_they_alone_come(
+        #[case] method: &str,
+        #[case] target: &str,
+        #[case] rule: Rule,
+    ) {
+        assert_eq!(find(method, target.as_bytes(), Access::ADMIN).rule, rule);
+        for reads in [false, true] {
+            let access = Access { reads, explains: true, acts: false };
+            let found = find(method, target.as_bytes(), access).rule;
+            assert_eq!((found.who, found.allow), (Who::Backend, None));
+        }
     }
 
     #[track_caller]

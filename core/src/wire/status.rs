@@ -66,6 +66,8 @@ pub struct BackendStatus {
     pub state: &'static str,
     /// Whether it was told to sleep or to pause.
     pub rests: bool,
+    /// Whether it is to get no new requests, by an operator's word.
+    pub draining: bool,
     /// What it lists; `None` if it asks for a key.
     pub models: Option<Arc<[ModelCard]>>,
     /// Requests that this proxy has there.
@@ -162,6 +164,7 @@ struct BackendJson<'a> {
     address: String,
     state: &'a str,
     rests: bool,
+    draining: bool,
     models: Option<Vec<&'a str>>,
     in_flight: u32,
     in_flight_elsewhere: u32,
@@ -179,6 +182,7 @@ impl<'a> BackendJson<'a> {
             address: backend.spec.address.to_string(),
             state: backend.state,
             rests: backend.rests,
+            draining: backend.draining,
             models: backend.models.as_ref().map(names),
             in_flight: backend.in_flight,
             in_flight_elsewhere: backend.in_flight_elsewhere,
@@ -208,6 +212,7 @@ mod tests {
             }),
             state: "up",
             rests: false,
+            draining: true,
             models: models.map(|count| (0..count).map(card).collect()),
             in_flight: 1,
             in_flight_elsewhere: 2,
@@ -249,6 +254,7 @@ mod tests {
             "address": "unix:/a\"b",
             "state": "up",
             "rests": false,
+            "draining": true,
             "models": ["m\"0", "m\"1"],
             "in_flight": 1,
             "in_flight_elsewhere": 2,

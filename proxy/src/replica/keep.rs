@@ -1,7 +1,8 @@
 //! The thread that keeps in Redis what must outlive the proxies that know it.
 //!
 //! For each backend there is a log: a string to which every proxy appends what it placed there,
-//! with the backend's clock, and which responses it stores; five times a second, if there is any.
+//! with the backend's clock, and which responses it stores, and whether operators had it drained;
+//! five times a second, if there is any.
 //! Who starts reads the logs of the backends it was given, and no others: Redis never introduces a
 //! backend.
 //!
@@ -16,6 +17,7 @@
 //! by the length that APPEND returns. Proxies mend one after another: what several append in turns
 //! fills the logs with the same parts, and pushes out the others.
 
+mod drains;
 mod waiting;
 
 pub(super) use waiting::Kept;
@@ -87,6 +89,8 @@ struct Keeping<'a> {
     way: &'a Way,
     /// Backends whose logs were read.
     read: BTreeSet<BackendName>,
+    /// What operators ordered of backends, as the logs have it, and when it was put there.
+    drains: BTreeMap<BackendName, (u64, Instant)>,
     /// When logs were given their time.
     renewed: BTreeMap<BackendName, Instant>,
     marked: Option<Instant>,
@@ -102,6 +106,7 @@ impl<'a> Keeping<'a> {
         Self {
             way,
             read: BTreeSet::new(),
+            drains: BTreeMap::new(),
             renewed: BTreeMap::new(),
             marked: None,
             lost: BTreeSet::new(),
@@ -123,6 +128,7 @@ impl<'a> Keeping<'a> {
             self.read_new(&mut connection)?;
             self.look_at_mark(&mut connection)?;
             self.append_new(&mut connection)?;
+            self.append_drains(&mut connection)?;
             self.mend(&mut connection)?;
             self.way.works(Part::Keep);
             thread::sleep(TICK);
@@ -331,6 +337,7 @@ impl<'a> Keeping<'a> {
                     Ok(_) => {}
                     Err(error) if error.code() == Some("WRONGTYPE") => {
                         self.lost.insert(name);
+                        self.drains.remove(&name);
                         command("DEL").arg(key(name)).exec(connection).during("DEL")?;
                     }
                     Err(error) => return Err(error).during("APPEND"),
@@ -390,7 +397,8 @@ impl<'a> Keeping<'a> {
             frame.placed.extend(about.placed.iter().cloned());
             frame.owned.extend(about.owned.iter().cloned());
         }
-        if size(&frame) > 0 {
+        // Where there is nothing else, how it stands is what is to be kept.
+        if size(&frame) > 0 || frames.is_empty() {
             frames.push(frame);
         }
         let own = self.way.own;
@@ -407,6 +415,7 @@ impl<'a> Keeping<'a> {
 
     fn lose_all(&mut self) {
         self.lost = self.engine(|engine| engine.names().collect());
+        self.drains.clear();
     }
 
     fn engine<T>(&self, visit: impl FnOnce(&mut Engine) -> T) -> T {

@@ -10,7 +10,9 @@ use std::rc::Rc;
 use vllm_proxy_core::config::{Config, Policy};
 use vllm_proxy_core::engine::{Company, Engine, Input, Link, Output, Page, ReplicaReport};
 use vllm_proxy_core::fleet::{About, Address, BackendId, BackendSpec, Labels, ProxyId};
-use vllm_proxy_core::route::{Decision, Failure, Fingerprint, Outcome, RequestMeta, Ticket, Work};
+use vllm_proxy_core::route::{
+    Act, Decision, Failure, Fingerprint, Narrow, Outcome, RequestMeta, Ticket, Who, Work,
+};
 use vllm_proxy_core::time::Instant;
 use vllm_proxy_core::wire::probe::{CacheReport, ModelCard, Probe, ProbeError};
 
@@ -165,6 +167,21 @@ impl Router for Proxy {
 
     fn link(&mut self, link: Link, now: Instant) {
         self.engine.handle(Input::Link(link), now);
+        self.drain();
+    }
+
+    fn order(&mut self, server: usize, act: Act, now: Instant) {
+        let backend = Some(spec(server).address.to_string());
+        let narrow = Narrow { backend, model: None };
+        let prompt = Fingerprint::default();
+        let order = RequestMeta {
+            who: Who::Acts(act),
+            narrow: Some(&narrow),
+            ..RequestMeta::of_prompt(&prompt, now)
+        };
+        // One that left is unknown, which an operator is told.
+        let told = self.engine.route(&order, now);
+        assert!(matches!(told, Decision::Answer(_) | Decision::Refuse(_)), "{told:?}");
         self.drain();
     }
 

@@ -5,7 +5,7 @@ use crate::trace::Request;
 use crate::vllm::{self, Vllm};
 use vllm_proxy_core::engine::{Company, Link, ReplicaReport};
 use vllm_proxy_core::fleet::{About, ProxyId, Update};
-use vllm_proxy_core::route::{Failure, Usage};
+use vllm_proxy_core::route::{Act, Failure, Usage};
 use vllm_proxy_core::time::Instant;
 
 /// A server as the world sees it. Some policies know more of it than a proxy could.
@@ -162,6 +162,9 @@ pub trait Router {
 
     /// How it stands with the way to the others.
     fn link(&mut self, _link: Link, _now: Instant) {}
+
+    /// An operator orders something of a server.
+    fn order(&mut self, _server: usize, _act: Act, _now: Instant) {}
 
     /// What it wants the others to hear.
     fn poll_word(&mut self) -> Option<Word> {

@@ -11,6 +11,7 @@ use crate::world::replica::Replica;
 use std::rc::Rc;
 use vllm_proxy_core::engine::{Link, ReplicaReport};
 use vllm_proxy_core::fleet::{About, ProxyId, Update, Word as Said};
+use vllm_proxy_core::route::Act;
 use vllm_proxy_core::time::{Duration, Instant};
 
 /// How often proxies look how the way is.
@@ -89,6 +90,8 @@ impl World<'_> {
             }
             Mishap::Dies(proxy) if proxy < self.proxies.len() => self.die(proxy),
             Mishap::Starts(proxy) if proxy < self.proxies.len() => self.start(proxy),
+            Mishap::Drained(proxy, server) => self.order(proxy, server, Act::Drain),
+            Mishap::Undrained(proxy, server) => self.order(proxy, server, Act::Undrain),
             Mishap::Killed
             | Mishap::Started
             | Mishap::Hung
@@ -125,6 +128,14 @@ impl World<'_> {
             self.replicas[proxy].connect();
         } else {
             self.disconnected(proxy);
+        }
+    }
+
+    /// An operator orders something of a server, if the proxy that he asks runs.
+    fn order(&mut self, proxy: usize, server: usize, act: Act) {
+        if self.replicas.get(proxy).is_some_and(|replica| replica.alive) {
+            self.proxies[proxy].order(server % self.servers.len(), act, self.now);
+            self.drain(proxy);
         }
     }
 
@@ -261,7 +272,8 @@ impl World<'_> {
             }
         };
         if network.keeps && update.number > 0 {
-            let placed = update.about.iter().filter(|about| !about.placed.is_empty());
+            let lasting = |about: &&About| !about.placed.is_empty() || about.drains > 0;
+            let placed = update.about.iter().filter(lasting);
             self.unkept[proxy].extend(placed.map(|about| About {
                 placed: about.placed.clone(),
                 ..About::of(about.backend, about.generation)

@@ -196,10 +196,10 @@ impl Engine {
         }
         let in_hand = Some(backend.load.told(sharing.now));
         let base = About::of(name, backend.shared.generation());
-        let changes = backend.shared.changes();
+        let (changes, drains) = (backend.shared.changes(), backend.drain.changes());
         let index = self.fleet.index.as_ref();
         let inserted_tokens = index.map_or(0, |index| index.counter(id, PrefixIndex::OWN));
-        Some(About { changes, in_hand, inserted_tokens, ..base })
+        Some(About { changes, drains, in_hand, inserted_tokens, ..base })
     }
 
     /// Something about a backend is to be told.

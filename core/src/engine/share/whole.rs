@@ -112,7 +112,8 @@ impl Engine {
             let others = others.filter_map(|(place, load)| Some((sharing.peers.id(place)?, load)));
             let loads = others.chain([own]).map(one).fold(0, u64::wrapping_add);
             let (losses, changes) = (backend.shared.generation(), backend.shared.changes());
-            loads.wrapping_add(hash(&[name, losses.into(), changes.into()]))
+            let drains = backend.drain.changes();
+            loads.wrapping_add(hash(&[name, losses.into(), changes.into(), drains]))
         });
         let owners = self.fleet.owners.from(0, sharing.now);
         let owners = owners.map(|(response, owner)| {
@@ -122,8 +123,8 @@ impl Engine {
     }
 
     /// How it stands with a backend, without what is in hand there or cached: its clock, how often
-    /// it changed and lost its cache, and what was learned of it. To be heard, as an update of
-    /// number 0, by who starts when nobody is there to ask.
+    /// it changed, lost its cache and was drained, and what was learned of it. To be heard, as an
+    /// update of number 0, by who starts when nobody is there to ask.
     ///
     /// What was placed there is told apart, as it stood in updates, and means nothing without this:
     /// where what is kept comes in any order, it is to be heard twice. A clock that is 4 billion
@@ -156,6 +157,7 @@ impl Engine {
         let index = self.fleet.index.as_ref();
         About {
             changes: backend.shared.changes(),
+            drains: backend.drain.changes(),
             clock: index.map(|index| sharing.clock(index, backend.id)),
             learned: self.fleet.learned(backend),
             ..About::of(backend.shared.name, backend.shared.generation())

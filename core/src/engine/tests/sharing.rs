@@ -6,7 +6,7 @@ use crate::fleet::{
     ProxyId, Standing, Update, Word,
 };
 use crate::rng::{Rng, mix};
-use crate::route::{Change, Echo};
+use crate::route::{Act, Change, Echo, Narrow};
 use crate::wire::probe::CacheReport;
 
 const BACKENDS: u16 = 5;
@@ -180,6 +180,22 @@ impl Net {
         self.drain(at);
     }
 
+    /// An operator of a proxy orders something of a backend.
+    fn order(&mut self, at: usize, port: u16, act: Act) {
+        let backend = Some(spec(0, port).address.to_string());
+        let narrow = Narrow { backend, model: None };
+        let rig = &mut self.rigs[at];
+        let order = RequestMeta { who: Who::Acts(act), narrow: Some(&narrow), ..request(rig.now) };
+        assert_eq!(answered(rig.ask(&order)).0, 200);
+        self.drain(at);
+    }
+
+    /// Whether a proxy gives a backend nothing new.
+    fn is_drained(&self, at: usize, port: u16) -> bool {
+        let backend = self.rigs[at].engine.fleet.backend(self.backend(at, port));
+        backend.expect("it was discovered").drain.is_on()
+    }
+
     /// A backend answered with a stored response of this id.
     fn own(&mut self, at: usize, port: u16, response: &str) {
         let backend = self.backend(at, port);
@@ -252,6 +268,12 @@ impl Net {
                 let response = format!("resp_{}", rng.below(30));
                 self.own(at, rng.below(BACKENDS.into()) as u16, &response);
             }
+            18 if rng.below(3) == 0 => {
+                let at = below(rng, self.rigs.len());
+                // One is left to take requests, whatever is ordered where.
+                let port = 1 + rng.below(u64::from(BACKENDS) - 1) as u16;
+                self.order(at, port, [Act::Drain, Act::Undrain][below(rng, 2)]);
+            }
             19 if rng.below(12) == 0 => {
                 let at = below(rng, self.rigs.len());
                 self.restart(at, rng.below(BACKENDS.into()) as u16);
@@ -294,6 +316,7 @@ struct Naive {
     generations: BTreeMap<BackendName, u32>,
     chunks: BTreeMap<(BackendName, u32, u64), u32>,
     changes: BTreeMap<BackendName, u32>,
+    drains: BTreeMap<BackendName, u64>,
     owners: BTreeMap<u64, (u32, BackendName)>,
 }
 
@@ -313,6 +336,8 @@ impl Naive {
             *generation = about.generation.max(*generation);
             let changes = self.changes.entry(about.backend).or_default();
             *changes = about.changes.max(*changes);
+            let drains = self.drains.entry(about.backend).or_default();
+            *drains = about.drains.max(*drains);
             for owned in &about.owned {
                 let word = (owned.moves, about.backend);
                 let known = self.owners.entry(owned.response).or_insert(word);
@@ -431,6 +456,8 @@ fn what_is_known_is_what_a_naive_model_knows() {
             assert_eq!(sums, model.standing(name), "seed {seed}");
             assert_eq!(backend.shared.generation(), model.generations[&name]);
             assert_eq!(backend.shared.changes(), model.changes[&name]);
+            assert_eq!(backend.drain.changes(), model.drains[&name]);
+            assert_eq!(backend.drain.is_on(), model.drains[&name] % 2 == 1);
             let here = facts.iter().filter(|fact| fact.backend == backend.id);
             let here: Vec<_> = here.map(|fact| (fact.chunk, fact.stamp)).collect();
             assert_eq!(here, model.chunks(name), "seed {seed}");
@@ -443,6 +470,7 @@ fn what_is_known_is_what_a_naive_model_knows() {
         let owners = fleet.owners.from(0, net.rigs[listener].now);
         let owners = owners.map(|(response, owner)| (response, (owner.moves, name(owner.backend))));
         assert_eq!(owners.collect::<BTreeMap<_, _>>(), model.owners, "seed {seed}");
+        assert!(model.drains.values().any(|&drains| drains > 0), "seed {seed}");
         assert!(model.owners.len() > 3 && model.changes.values().any(|&changes| changes > 0));
         assert!(facts.len() > 50, "{}", facts.len());
         net.finish_all();
@@ -789,6 +817,86 @@ fn a_backend_that_one_had_sleep_is_asked_by_all_and_left_alone() {
 }
 
 #[test]
+fn whom_one_drains_all_leave_alone() {
+    let mut net = Net::new(3);
+    net.arrive();
+    let before = net.send(1, &prompt(0, 6), true);
+    net.arrive();
+    net.order(0, before, Act::Drain);
+    assert!(!net.way.is_empty(), "it is told at once");
+    net.arrive();
+    assert_eq!([0, 1, 2].map(|at| net.is_drained(at, before)), [true; 3]);
+    for number in 0..20 {
+        for at in 0..3 {
+            assert_ne!(net.send(at, &prompt(number, 6), true), before, "{number}");
+        }
+    }
+    net.order(2, before, Act::Undrain);
+    net.arrive();
+    assert_eq!([0, 1, 2].map(|at| net.is_drained(at, before)), [false; 3]);
+    net.agree("that is all the same again");
+    assert_eq!(net.send(0, &prompt(0, 6), true), before, "it has the prompt still");
+    net.finish_all();
+}
+
+#[test]
+fn orders_that_are_lost_or_cross_end_alike() {
+    let mut net = Net::new(3);
+    net.arrive();
+    // Lost, and told again with the next beat.
+    net.order(0, 1, Act::Drain);
+    net.way.clear();
+    net.sleep(SECOND);
+    net.arrive();
+    assert_eq!([0, 1, 2].map(|at| net.is_drained(at, 1)), [true; 3]);
+    // Two of one kind are one; of two kinds at one proxy the last one counts.
+    net.order(0, 2, Act::Drain);
+    net.order(1, 2, Act::Drain);
+    net.order(2, 1, Act::Drain);
+    net.order(2, 1, Act::Undrain);
+    net.order(0, 1, Act::Drain);
+    net.way.reverse();
+    net.arrive();
+    assert_eq!([0, 1, 2].map(|at| net.is_drained(at, 2)), [true; 3]);
+    assert_eq!([0, 1, 2].map(|at| net.is_drained(at, 1)), [false; 3]);
+    net.agree("after orders that crossed");
+}
+
+#[test]
+fn who_starts_knows_who_is_drained() {
+    let mut net = Net::new(2);
+    net.arrive();
+    net.order(0, 3, Act::Drain);
+    net.arrive();
+    // By the snapshot of one to whom it was told.
+    let late = net.join(2);
+    net.way.clear();
+    assert!(!net.is_drained(late, 3));
+    net.snapshot(1, late);
+    assert!(net.is_drained(late, 3));
+    // By what was kept, with nobody there. What was kept before an undrain takes nothing back.
+    let name = BackendName::of(&spec(0, 3).address);
+    let kept = |net: &Net, at: usize| {
+        let about = net.rigs[at].engine.stand(name).expect("it is known");
+        Update { proxy: ProxyId(100), number: 0, about: Vec::from([about]), lengths: Vec::new() }
+    };
+    let drains = |net: &Net| net.rigs[1].engine.drains().collect::<Vec<_>>();
+    let drained = kept(&net, 1);
+    assert_eq!(drains(&net), [(name, 1)]);
+    net.order(1, 3, Act::Undrain);
+    assert_eq!(drains(&net), [(name, 2)]);
+    let undrained = kept(&net, 1);
+    let late = net.join(1);
+    net.hear(late, &undrained);
+    net.hear(late, &drained);
+    assert!(!net.is_drained(late, 3));
+    net.order(1, 3, Act::Drain);
+    let last = kept(&net, 1);
+    net.hear(late, &last);
+    assert!(net.is_drained(late, 3));
+}
+
+#[test]
 fn adapters_that_one_had_loaded_are_listed_by_all() {
     let mut net = Net::new(2);
     net.arrive();
@@ -904,6 +1012,8 @@ fn no_word_does_harm() {
             backend: names[any() as usize % names.len()],
             generation: any() as u32,
             changes: any() as u32,
+            // Were all drained, which whoever writes there can say, there were nothing to see.
+            drains: any() & !1,
             in_hand: Some(in_hand),
             inserted_tokens: any(),
             placed: Vec::from([Placed { stamp: any() as u32, chunks: Vec::from([any(), any()]) }]),
@@ -959,6 +1069,7 @@ fn no_word_does_harm() {
 #[rstest]
 #[case::losses(|about: &mut About, _: &mut u64| about.generation = u32::MAX)]
 #[case::changes(|about: &mut About, _: &mut u64| about.changes = u32::MAX)]
+#[case::drains(|about: &mut About, _: &mut u64| about.drains = u64::MAX)]
 #[case::insertions(|about: &mut About, _: &mut u64| about.inserted_tokens = u64::MAX)]
 #[case::a_clock(|about: &mut About, _: &mut u64| {
     let clock = Clock { counters: Vec::new(), inserted_tokens: u64::MAX, fresh_tokens: u64::MAX };
@@ -997,6 +1108,8 @@ fn no_count_is_driven_to_its_end(#[case] lie: fn(&mut About, &mut u64)) {
     // All that follows is heard and counts: placements, losses, and what is in hand.
     net.clear(1, 0);
     net.change(1, 0, Change::Rest);
+    net.order(1, 0, Act::Drain);
+    net.order(1, 0, Act::Undrain);
     for number in 10..20 {
         net.send(1, &prompt(number, 6), true);
         net.arrive();

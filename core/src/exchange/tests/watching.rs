@@ -121,8 +121,8 @@ fn a_stop_ends_the_stream_in_order() {
 }
 
 fn bench_says_it_drains(events: &str) {
-    assert_eq!(events.matches(r#""draining":false"#).count(), 1, "{events}");
-    assert_eq!(events.matches(r#""draining":true"#).count(), 1, "{events}");
+    assert_eq!(events.matches(r#""draining":false,"request"#).count(), 1, "{events}");
+    assert_eq!(events.matches(r#""draining":true,"request"#).count(), 1, "{events}");
 }
 
 #[test]

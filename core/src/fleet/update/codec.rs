@@ -70,6 +70,7 @@ const LEARNED_PACE: u8 = 13;
 const TRUST: u8 = 14;
 const CAPACITY: u8 = 15;
 const TOKEN_LENGTH: u8 = 16;
+const DRAINS: u8 = 17;
 
 impl Update {
     /// Appends its bytes.
@@ -142,6 +143,7 @@ impl About {
         put_field(out, BACKEND, |out| put_hash(out, self.backend.0));
         put_number(out, GENERATION, self.generation.into());
         put_number(out, CHANGES, self.changes.into());
+        put_number(out, DRAINS, self.drains);
         if let Some(InHand { in_flight, queued, resident, head, first_token_age }) = self.in_hand {
             put_field(out, IN_HAND, |out| {
                 put(out, in_flight.into());
@@ -199,6 +201,7 @@ impl About {
                 BACKEND => backend = Some(BackendName(field.hash("a backend's name")?)),
                 GENERATION => about.generation = field.small("a generation")?,
                 CHANGES => about.changes = field.small("a count of changes")?,
+                DRAINS => about.drains = field.number(u64::MAX, "a count of drains")?,
                 IN_HAND => {
                     in_hand = Some(InHand {
                         in_flight: field.small("requests in flight")?,

@@ -30,6 +30,7 @@ fn full() -> Update {
     let full = About {
         generation: 2,
         changes: 129,
+        drains: 3,
         in_hand: Some(in_hand),
         inserted_tokens: 16_384,
         placed: vec![
@@ -73,10 +74,11 @@ fn the_layout_stays() {
         "01",                       // version
         "01 08 0b00000000000000",   // proxy
         "02 02 ac02",               // number
-        "03 9b01",                  // a backend
+        "03 9e01",                  // a backend
         "  01 08 a7a6a5a4a3a2a1a0", //   its name
         "  02 01 02",               //   generation
         "  0c 02 8101",             //   changes
+        "  11 01 03",               //   drains
         "  03 06 03 ac02 f0a204",   //   in flight, queued, resident
         "  04 04 dc0b 8001",        //   age of the head, its tokens
         "  05 01 7f",               //   age of the first token
@@ -165,7 +167,7 @@ fn about() -> impl Strategy<Value = About> {
     let owned = (chance(), small(), time());
     let owned = owned.prop_map(|(response, moves, age)| Owned { response, moves, age });
     let drawn = (
-        (chance(), small(), small(), chance()),
+        (chance(), small(), small(), chance(), chance()),
         option::of(in_hand()),
         list(placed, 0..4),
         option::of(clock()),
@@ -174,9 +176,9 @@ fn about() -> impl Strategy<Value = About> {
         learned,
     );
     drawn.prop_map(|(state, in_hand, placed, clock, lessons, owned, learned)| {
-        let (name, generation, changes, inserted_tokens) = state;
+        let (name, generation, changes, drains, inserted_tokens) = state;
         let base = About::of(BackendName(name), generation);
-        let told = About { changes, in_hand, inserted_tokens, placed, clock, ..base };
+        let told = About { changes, drains, in_hand, inserted_tokens, placed, clock, ..base };
         About { lessons, owned, learned, ..told }
     })
 }
