@@ -35,6 +35,8 @@ mod wire;
 
 #[path = "end_to_end/abandoned.rs"]
 mod abandoned;
+#[path = "end_to_end/counts.rs"]
+mod counts;
 #[path = "end_to_end/discovery.rs"]
 mod discovery;
 #[path = "end_to_end/draining.rs"]

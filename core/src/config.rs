@@ -40,6 +40,24 @@ pub struct Config {
     /// This proxy's number among those that tell each other facts, drawn by chance whenever the
     /// process starts; `None` if it tells nobody anything.
     pub proxy: Option<u64>,
+    /// What runs.
+    pub build: Build,
+    /// Microseconds from the Unix epoch to [`Instant::START`](crate::time::Instant::START): for
+    /// telling when the process began.
+    pub epoch_micros: u64,
+}
+
+/// Which program runs: where several do, an operator wants to know which is which.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Build {
+    /// Its version.
+    pub version: &'static str,
+    /// The commit that it was built from; empty if that is not known.
+    pub commit: &'static str,
+    /// What it was built with.
+    pub features: &'static [&'static str],
+    /// The runtime that it runs on.
+    pub runtime: &'static str,
 }
 
 /// What a listener shows of the proxy itself: everything below `/proxy/`, and why it chose as it

@@ -6,6 +6,7 @@
 
 mod apart;
 mod choose;
+mod count;
 mod drain;
 mod explain;
 mod learn;
@@ -31,6 +32,7 @@ use crate::route::{
     Decision, Failure, Held, KNOWLEDGE_WAIT, Next, Outcome, Pool, Reason, Refusal, RequestMeta,
     Share, Ticket, Who,
 };
+use crate::tally::Totals;
 use crate::time::{Duration, Instant, Wake};
 use crate::wire::answers::Answer;
 use crate::wire::page;
@@ -71,6 +73,8 @@ pub enum Input<'a> {
     Link(Link),
     /// What was seen of that way; the last one holds.
     Replica(ReplicaReport),
+    /// So many entries of the log were never written since the process began.
+    LogDropped(u64),
     /// The process was told to stop: `/health` says 503 from now on.
     Drain,
     /// A deadline of [`Engine::poll_timeout`] may have passed.
@@ -122,6 +126,7 @@ pub struct Engine {
     sharing: Option<Sharing>,
     draining: bool,
     waits: Waits,
+    totals: Totals,
 }
 
 impl Engine {
@@ -142,11 +147,12 @@ impl Engine {
             overdrawn: false,
             draining: false,
             waits: Waits::default(),
+            totals: Totals::default(),
         }
     }
 
-    /// Asks who takes a request.
-    pub fn route(&mut self, request: &RequestMeta<'_>, now: Instant) -> Decision {
+    /// Who takes a request.
+    fn decide(&mut self, request: &RequestMeta<'_>, now: Instant) -> Decision {
         self.share_time(now);
         if request.dry_run {
             return Decision::Explained(Box::new(self.explain(request, now)));
@@ -179,7 +185,7 @@ impl Engine {
             Who::Backend | Who::Realtime => return self.forward(request, patient, unsure, now),
             Who::Owner | Who::Each | Who::Every | Who::Named if unsure => later(now),
             Who::Owner => return self.search(request, None, now),
-            Who::Each | Who::Every | Who::Named => self.gather(request),
+            Who::Each | Who::Every | Who::Named => self.gather(request, now),
             Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
             Who::Health if self.fleet.any_takes() => Decision::Answer(Answer::empty(200)),
             Who::Health | Who::Models | Who::Version if unsure => later(now),
@@ -243,11 +249,7 @@ impl Engine {
             | Failure::Timeout => {}
         }
         let failed = held.backend;
-        if let Some(backend) = self.fleet.backend_mut(failed)
-            && !matches!(why, Failure::NoSocket | Failure::Stale | Failure::Elsewhere)
-        {
-            backend.counts.failures += 1;
-        }
+        let last = self.count_fault(&mut held, why, now);
         let model = held.pool.model().map(ToOwned::to_owned);
         let again = why == Failure::Stale && !held.fresh;
         if matches!(held.pool, Pool::Search { .. }) && why != Failure::Elsewhere && !again {
@@ -264,11 +266,12 @@ impl Engine {
             }
             Next::GiveUp => None,
         };
-        self.settle(failed);
         if let Some(route) = next {
+            self.count_retry(why);
+            self.settle(failed, now);
             return Decision::Forward(route);
         }
-        Decision::Refuse(match why {
+        let refusal = match why {
             Failure::Timeout => Refusal::TimedOut,
             Failure::NoSocket => Refusal::Busy,
             Failure::Elsewhere if unasked => Refusal::Unasked,
@@ -284,18 +287,24 @@ impl Engine {
             | Failure::Unlisted
             | Failure::ErrorEvent
             | Failure::Status(_) => Refusal::NoAnswer,
-        })
+        };
+        self.count_last(last, &refusal, now);
+        self.settle(failed, now);
+        Decision::Refuse(refusal)
     }
 
     /// The first byte of the answer's body came: the prompt is prefilled.
     pub fn first_byte(&mut self, ticket: &Ticket, now: Instant) {
         self.share_time(now);
-        let Some(held) = self.tickets.get(&ticket.id()) else {
+        let Some(held) = self.tickets.get_mut(&ticket.id()) else {
             return;
         };
+        let first = !core::mem::replace(&mut held.begun, true);
+        let waited = first.then(|| now.since(held.since));
         let (backend, sent) = (held.backend, held.sent);
         let known = self.fleet.backend_mut(backend);
         let lesson = known.and_then(|known| known.load.prefilled(held.dispatch, now));
+        self.count_first_byte(backend, waited, now);
         self.fleet.answered(backend, sent, now);
         self.tell_lesson(backend, lesson);
         self.tell_of(backend);
@@ -311,24 +320,20 @@ impl Engine {
         debug!(request = id, backend:% = held.backend, outcome:?; "settled");
         if let Some(backend) = self.fleet.backend_mut(held.backend) {
             backend.load.remove(held.dispatch, held.work.prompt, now);
-            match outcome {
-                Outcome::Done { status, .. } => backend.counts.answered(status),
-                Outcome::Broken => backend.counts.broken += 1,
-                Outcome::ClientGone | Outcome::TimedOut => {}
-            }
         }
+        self.count_end(&held, outcome, now);
         match outcome {
             Outcome::Done { usage, .. } => {
                 self.fleet.answered(held.backend, held.sent, now);
                 if let Some(usage) = usage {
-                    self.learn(&held, usage);
+                    self.learn(&held, usage, now);
                 }
             }
             Outcome::Broken => self.fleet.failed(held.backend, now),
             Outcome::ClientGone | Outcome::TimedOut => {}
         }
         self.tell_of(held.backend);
-        self.settle(held.backend);
+        self.settle(held.backend, now);
     }
 
     /// A backend keeps the response of this id: what is said about it goes there.
@@ -390,6 +395,7 @@ impl Engine {
             Input::Heard(update) => self.hear(update, now),
             Input::Link(link) => self.link(link, now),
             Input::Replica(report) => self.report(report),
+            Input::LogDropped(count) => self.totals.log_entries_dropped = count,
             Input::Drain => self.draining = true,
             Input::Timeout => self.fleet.ask(now),
         }
@@ -429,9 +435,9 @@ impl Engine {
     }
 
     /// A backend has one request less in hand: if it was leaving and that was its last, it goes.
-    fn settle(&mut self, backend: BackendId) {
+    fn settle(&mut self, backend: BackendId, now: Instant) {
         if self.fleet.backend(backend).is_some_and(|backend| backend.is_done()) {
-            self.fleet.sweep();
+            self.fleet.sweep(now);
         }
     }
 }

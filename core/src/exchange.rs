@@ -19,6 +19,7 @@
 
 mod attempt;
 mod deadlines;
+mod ending;
 mod errand;
 mod events;
 mod explained;
@@ -40,7 +41,7 @@ pub use errand::{Errand, Said};
 pub use words::{Drain, End, Input, Interest, Output, Side};
 
 use crate::config::Limits;
-use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route, Share, Ticket, Who};
+use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route, Who};
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
@@ -252,6 +253,7 @@ impl Exchange {
                 },
                 Order::Owns(backend, id) => Output::Owns(backend, id),
                 Order::Settle(ticket, outcome) => Output::Settle(ticket, outcome),
+                Order::Declined(status) => Output::Declined(status),
                 Order::Gather(errands, until) => Output::Gather(errands, until),
                 Order::Heard(echoes, adapter) => Output::Heard(echoes, adapter),
                 Order::Connect => match &self.attempt {
@@ -291,37 +293,6 @@ impl Exchange {
     /// Whether the connection is between requests.
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::Head) && !self.request.is_begun() && self.unsent() == 0
-    }
-
-    /// Gives up what is still held, because the connection's task ends: the ticket to settle, with
-    /// how it ended, and the share to give back to the budget of bodies.
-    pub fn abandon(&mut self) -> (Option<(Ticket, Outcome)>, Share) {
-        let held = self.attempt.as_mut().and_then(|attempt| attempt.ticket.take());
-        let mut ticket = held.map(|ticket| (ticket, Outcome::TimedOut));
-        let mut share = self.request.unreserve();
-        // Whoever drains outputs finds nothing here; a task may end between two of them.
-        for order in self.orders.drain(..) {
-            match order {
-                Order::Settle(settled, outcome) => ticket = Some((settled, outcome)),
-                Order::AskAgain(failed, _) => ticket = Some((failed, Outcome::TimedOut)),
-                Order::Unreserve(more) => {
-                    share.bytes += more.bytes;
-                    share.overdraft |= more.overdraft;
-                }
-                Order::Reserve(_)
-                | Order::Ask
-                | Order::FirstByte
-                | Order::Owns(..)
-                | Order::Gather(..)
-                | Order::Heard(..)
-                | Order::Connect
-                | Order::Release { .. }
-                | Order::Shutdown
-                | Order::Close { .. } => {}
-            }
-        }
-        self.phase = Phase::Closed;
-        (ticket, share)
     }
 
     /// What follows when the last byte of an answer has left.
@@ -406,14 +377,6 @@ impl Exchange {
         self.say(answer, false, now);
     }
 
-    /// Answers a request that was not read to its end, or cannot be: the connection ends with it.
-    fn answer_and_linger(&mut self, answer: &Answer, now: Instant) {
-        self.withdraw();
-        self.request.keep_alive = false;
-        self.say(answer, true, now);
-        self.after = After::Linger;
-    }
-
     fn say(&mut self, answer: &Answer, unread: bool, now: Instant) {
         let keep = self.request.keep_alive && self.drain == Drain::Running;
         let setting = forward::Setting {
@@ -445,57 +408,5 @@ impl Exchange {
         if share.bytes > 0 {
             self.orders.push_back(Order::Unreserve(share));
         }
-    }
-
-    fn client_gone(&mut self, reset: bool) {
-        if matches!(self.phase, Phase::Closed) {
-            return;
-        }
-        self.withdraw();
-        self.drop_attempt(Outcome::ClientGone);
-        if matches!(self.phase, Phase::Gathering(_)) {
-            self.orders.push_back(Order::Release { reusable: false });
-        }
-        self.give_back();
-        self.close(reset);
-    }
-
-    /// Takes back the questions that nobody waits for any more, since their answers would bring
-    /// what would have to be given back at once. A write that fails is told before them.
-    fn withdraw(&mut self) {
-        for order in core::mem::take(&mut self.orders) {
-            match order {
-                Order::Reserve(_) | Order::Ask | Order::Connect | Order::Gather(..) => {}
-                Order::AskAgain(ticket, _) => {
-                    self.orders.push_back(Order::Settle(ticket, Outcome::ClientGone));
-                }
-                Order::Unreserve(_)
-                | Order::FirstByte
-                | Order::Owns(..)
-                | Order::Heard(..)
-                | Order::Settle(..)
-                | Order::Release { .. }
-                | Order::Shutdown
-                | Order::Close { .. } => self.orders.push_back(order),
-            }
-        }
-    }
-
-    /// Ends an attempt whose answer will not be passed on.
-    fn drop_attempt(&mut self, outcome: Outcome) {
-        let Some(attempt) = self.attempt.take() else { return };
-        // Also while it is being connected to: the runtime drops what is under way.
-        self.orders.push_back(Order::Release { reusable: false });
-        if let Some(ticket) = attempt.ticket {
-            self.orders.push_back(Order::Settle(ticket, outcome));
-        }
-    }
-
-    fn close(&mut self, reset: bool) {
-        self.phase = Phase::Closed;
-        self.pieces.clear();
-        self.out.clear();
-        self.out_sent = 0;
-        self.orders.push_back(Order::Close { reset });
     }
 }

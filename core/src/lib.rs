@@ -33,6 +33,7 @@
 //!
 //! - [`time`], [`rng`]: an `Instant` without `now()`, chance without entropy.
 //! - [`config`]: plain data, valid once constructed.
+//! - [`tally`]: what is counted of requests, as plain data that is added to.
 //! - [`wire`]: bytes to values and back. Knows nothing of backends.
 //! - [`fleet`]: what we know of the backends. Does not choose.
 //! - [`route`]: how we choose, and the words in which it is asked and answered.
@@ -167,5 +168,6 @@ pub mod exchange;
 pub mod fleet;
 pub mod rng;
 pub mod route;
+pub mod tally;
 pub mod time;
 pub mod wire;

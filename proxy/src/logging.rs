@@ -167,6 +167,11 @@ pub(crate) fn flush() {
     }
 }
 
+/// How many entries were never written since the process began.
+pub(crate) fn dropped() -> u64 {
+    QUEUE.get().map_or(0, |queue| queue.dropped_ever())
+}
+
 /// Where env_logger writes: an entry a call.
 struct Sink(Arc<Queue>);
 

@@ -7,7 +7,7 @@ use crate::prober::Finding;
 use crate::redis_url::Redis;
 use crate::shared::{Clock, SharedEngine};
 use crate::values::Host;
-use crate::{listen, logging, memory, prober, replica, stop};
+use crate::{listen, logging, memory, prober, replica, stop, version};
 use smol::channel;
 use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
@@ -16,7 +16,7 @@ use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::{Duration, Instant as SystemInstant, SystemTime};
 use std::{io, process, thread};
-use vllm_proxy_core::config::{Access, Config, Limits, Policy};
+use vllm_proxy_core::config::{Access, Build, Config, Limits, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Lend};
 use vllm_proxy_core::fleet::ProxyId;
 
@@ -57,6 +57,13 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
             0
         },
         proxy: redis.is_some().then_some(own),
+        build: Build {
+            version: version::NUMBER,
+            commit: version::COMMIT,
+            features: version::FEATURES,
+            runtime: server.runtime.name(),
+        },
+        epoch_micros: u64::try_from(epoch.as_micros()).unwrap_or_default(),
     };
     let reads = admin.is_none();
     let access = Access { reads, explains: server.explain, ..Access::default() };

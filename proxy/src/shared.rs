@@ -2,6 +2,7 @@
 //!
 //! Carries nothing out: orders go to whoever has the other end of the channel, the prober.
 
+use crate::logging;
 use smol::channel::{self, Receiver, Sender};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -129,6 +130,7 @@ impl SharedEngine {
 
     /// Tells the engine the time, and returns when it wants to be told again.
     pub(crate) fn time_out(&self) -> Option<Instant> {
+        self.tell(Input::LogDropped(logging::dropped()));
         self.tell(Input::Timeout);
         let mut state = self.lock();
         state.armed = state.engine.poll_timeout().map(|wake| wake.at);

@@ -23,7 +23,7 @@ fn kept_bytes(redis: &RedisServer) -> String {
 /// Prompt tokens that a proxy believed to be cached where it sent requests.
 fn predicted(proxy: &Proxy) -> u64 {
     let page = asked(proxy, get("/metrics")).text();
-    let name = "vllm_proxy_predicted_cached_tokens_total{";
+    let name = "vllm_proxy_sent_cached_tokens_total{";
     let lines = page.lines().filter(|line| line.starts_with(name));
     lines.filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok()).sum()
 }

@@ -14,7 +14,7 @@ fn a_proxy_says_how_it_sees_things(runtime: Runtime) {
     let held = hold(&proxy);
     backend.await_requests(1);
     let status = proxy.status();
-    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["build"]["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["replicas"], json!(null));
     assert_eq!(status["redis"]["configured"], false);
     let first = &status["backends"][0];

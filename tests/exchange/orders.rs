@@ -75,6 +75,10 @@ impl World {
                 self.errands = errands;
                 None
             }
+            Output::Declined(status) => {
+                self.engine.declined(status);
+                None
+            }
             Output::Settle(ticket, outcome) => {
                 line = match outcome {
                     Outcome::Done { status, usage: None } => format!("settle Done({status})"),

@@ -5,9 +5,11 @@
 //! comes while the request is still being sent would not be seen, nor a client that leaves.
 
 use super::{Connecting, Errands, Host, Lost, Read, Socket, Timer, Unconnected};
+use crate::engine::Engine;
 use crate::exchange::{Drain, End, Exchange, Input, Output, Said, Side};
 use crate::fleet::BackendId;
-use crate::time::Instant;
+use crate::route::Decision;
+use crate::time::{Duration, Instant};
 use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::future::Future;
@@ -63,6 +65,8 @@ pub struct Carrier<H: Host> {
     yields: bool,
     /// The backend was read last.
     client_next: bool,
+    /// How long the last decision took, if the engine does not know it yet.
+    routed_in: Option<Duration>,
 }
 
 type Flow = ControlFlow<()>;
@@ -85,6 +89,7 @@ impl<H: Host> Carrier<H> {
             waits: false,
             yields: false,
             client_next: false,
+            routed_in: None,
             host,
         };
         carrier.check_drain(now);
@@ -99,6 +104,7 @@ impl<H: Host> Carrier<H> {
     /// Carries out all that the exchange wants done. `read` is what it was last told.
     fn carry_out(&mut self, read: &[u8]) -> Flow {
         let host = &self.host;
+        let routed_in = &mut self.routed_in;
         loop {
             let Some(output) = self.exchange.poll_output() else { return Flow::Continue(()) };
             let now = host.now();
@@ -138,13 +144,17 @@ impl<H: Host> Carrier<H> {
                     }
                 }
                 Output::Ask(meta) => {
-                    Input::Routed(host.with_engine(|engine| engine.route(&meta, now)))
+                    let decision = ask(host, routed_in, |engine| engine.route(&meta, now));
+                    if matches!(decision, Decision::Forward(_) | Decision::Refuse(_)) {
+                        *routed_in = Some(host.now().since(now));
+                    }
+                    Input::Routed(decision)
                 }
                 Output::AskAgain(ticket, why) => {
                     Input::Routed(host.with_engine(|engine| engine.reroute(ticket, why, now)))
                 }
                 Output::FirstByte(ticket) => {
-                    host.with_engine(|engine| engine.first_byte(ticket, now));
+                    ask(host, routed_in, |engine| engine.first_byte(ticket, now));
                     continue;
                 }
                 Output::Owns(backend, id) => {
@@ -161,7 +171,11 @@ impl<H: Host> Carrier<H> {
                     continue;
                 }
                 Output::Settle(ticket, outcome) => {
-                    host.with_engine(|engine| engine.finish(ticket, outcome, now));
+                    ask(host, routed_in, |engine| engine.finish(ticket, outcome, now));
+                    continue;
+                }
+                Output::Declined(status) => {
+                    ask(host, routed_in, |engine| engine.declined(status));
                     continue;
                 }
                 Output::Reserve(share, bytes) => {
@@ -422,6 +436,21 @@ impl<H: Host> Drop for Carrier<H> {
         }
         self.host.connections().leave(self.place);
     }
+}
+
+/// Asks the engine, and tells it how long it took the last time: no call is made for that alone.
+fn ask<H: Host, R>(
+    host: &H,
+    routed_in: &mut Option<Duration>,
+    visit: impl FnOnce(&mut Engine) -> R,
+) -> R {
+    let routed_in = routed_in.take();
+    host.with_engine(|engine| {
+        if let Some(time) = routed_in {
+            engine.routed(time);
+        }
+        visit(engine)
+    })
 }
 
 /// Sends both slices in one call and keeps what did not leave; says how much did.

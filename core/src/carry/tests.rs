@@ -47,6 +47,8 @@ fn a_request_and_its_answer_cross(#[case] piece: usize) {
     scene.flow(&client, piece);
     assert_eq!(client.heard(), shown(OK));
     assert_eq!(scene.in_flight(), 0);
+    let totals = scene.world.engine.borrow().totals().clone();
+    assert_eq!(totals.routing.count(), 1, "the engine was told how long it took");
     assert!(!scene.reserved() && !scene.is_over() && !backend.is_closed.get());
 }
 

@@ -187,7 +187,12 @@ impl Engine {
         pool: Pool,
         now: Instant,
     ) -> Option<Plan> {
+        let named = request.model.filter(|name| !name.is_empty());
         let held = Held {
+            since: request.since,
+            begun: false,
+            unheard_of: named.is_some_and(|name| pool.model() != Some(name)),
+            kept: None,
             // Nobody yet: `choose` fills in who, when and as which attempt.
             backend: BackendId(u32::MAX),
             dispatch: 0,
@@ -362,7 +367,7 @@ impl Engine {
         backend.load.add(dispatch, held.work.uncached, held.work.prompt, held.stream, now);
         let prompt = u64::try_from(held.work.prompt / 1_000).unwrap_or(0);
         backend.window.sent(prompt, held.promise.tokens);
-        backend.counts.promised_tokens += held.promise.tokens;
+        backend.counts.sent(prompt, held.promise.tokens);
         // Nothing of this is reckoned unless somebody reads it.
         debug!(
             request = id, backend:% = held.backend, address:% = backend.spec.address,

@@ -5,6 +5,7 @@
 use super::Engine;
 use crate::fleet::Lesson;
 use crate::route::{Held, Usage};
+use crate::time::Instant;
 
 /// No answer has more tokens, whatever is said: models of the longest contexts end at 10 million.
 /// A clock of a cache comes round after 68 billion tokens. Taken at their word, four absurd answers
@@ -14,7 +15,7 @@ const COMPLETION_MAX: u64 = 1 << 24;
 
 impl Engine {
     /// An answer said what it cost.
-    pub(super) fn learn(&mut self, held: &Held, usage: Usage) {
+    pub(super) fn learn(&mut self, held: &Held, usage: Usage, now: Instant) {
         if let Some(name) = held.pool.model()
             && let Some((_, model, _)) = self.fleet.model(name)
         {
@@ -26,11 +27,10 @@ impl Engine {
             index.grew(held.backend, usage.completion.min(COMPLETION_MAX));
         }
         let Some(cached) = usage.cached.map(|cached| cached.min(usage.prompt)) else { return };
-        if let Some(backend) = self.fleet.backend_mut(held.backend) {
-            backend.counts.cached_tokens = backend.counts.cached_tokens.saturating_add(cached);
-        }
+        let promised = in_its_tokens(held, usage.prompt);
+        self.count_tokens(held.backend, usage.prompt, promised, cached, now);
         let lesson = Lesson::Cached {
-            promised_tokens: in_its_tokens(held, usage.prompt),
+            promised_tokens: promised,
             cached_tokens: cached,
             chunk_tokens: held.promise.chunk_tokens,
             had_more: held.promise.had_more,

@@ -15,6 +15,7 @@ use log::{Level, log_enabled};
 
 /// What a request comes to, as long as nothing has changed by it.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and a box would be an allocation")]
 pub(super) enum Verdict {
     /// A backend is to get it.
     Send(Plan),

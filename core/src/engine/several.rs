@@ -10,6 +10,7 @@ use crate::route::{
     Who,
 };
 use crate::time::Instant;
+use alloc::boxed::Box;
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -17,7 +18,7 @@ use log::info;
 
 impl Engine {
     /// Says whom a request means.
-    pub(super) fn gather(&self, request: &RequestMeta<'_>) -> Decision {
+    pub(super) fn gather(&self, request: &RequestMeta<'_>, now: Instant) -> Decision {
         let everyone = self.fleet.staying();
         let none = Narrow::default();
         let narrow = request.narrow.unwrap_or(&none);
@@ -37,7 +38,7 @@ impl Engine {
             let holders = self.fleet.holders(&default);
             meant.retain(|backend| holders.contains(&backend.id));
         }
-        let facts = request.facts.then(|| self.facts(&everyone));
+        let facts = request.facts.then(|| Box::new(self.facts(&everyone, now)));
         match request.who {
             // Nobody misses what a backend that is down would have said.
             Who::Each => meant.retain(|backend| backend.serves()),

@@ -2,6 +2,7 @@
 
 mod accounting;
 mod caching;
+mod counting;
 mod draining;
 mod explaining;
 mod knowledge;

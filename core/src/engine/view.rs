@@ -7,6 +7,7 @@ use super::choose::reluctance;
 use crate::fleet::{BackendId, PrefixIndex, Standing};
 use crate::rng::mix;
 use crate::route::{Ticket, Work};
+use crate::tally::Totals;
 use crate::time::Instant;
 use alloc::vec::Vec;
 
@@ -52,6 +53,11 @@ impl Engine {
                 kept: backend.trust.kept(),
             }
         })
+    }
+
+    /// What was counted since the process began.
+    pub const fn totals(&self) -> &Totals {
+        &self.totals
     }
 
     /// What a request in hand was counted as when it was sent.

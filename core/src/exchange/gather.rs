@@ -11,6 +11,7 @@ use crate::wire::facts::Facts;
 use crate::wire::merge::{self, Merge, Merged, Reply};
 use crate::wire::probe::parse_flag;
 use alloc::borrow::ToOwned;
+use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -32,7 +33,7 @@ const METRICS_ACCEPT: &str = "text/plain;version=0.0.4";
 #[derive(Debug)]
 pub(super) struct Gather {
     asked: Vec<Asked>,
-    facts: Option<Facts>,
+    facts: Option<Box<Facts>>,
     until: Instant,
     /// The body of the request, where it loads an adapter.
     load: Option<Arc<[u8]>>,
@@ -137,7 +138,7 @@ impl Exchange {
         }
         let names: Vec<String> =
             gather.asked.iter().map(|asked| asked.spec.address.to_string()).collect();
-        let own = gather.facts.as_ref().map(Facts::text).unwrap_or_default();
+        let own = gather.facts.as_deref().map(Facts::text).unwrap_or_default();
         let (mut frames, mut parts) = (Vec::new(), Vec::new());
         for (name, said) in names.iter().zip(said) {
             frames.push(said.result.as_ref().ok().map(|heard| heard.frame));

@@ -20,6 +20,7 @@ pub(super) enum Order {
     FirstByte,
     Owns(BackendId, String),
     Settle(Ticket, Outcome),
+    Declined(u16),
     Gather(Vec<Errand>, Instant),
     Heard(Vec<Echo>, Option<AdapterChange>),
     Connect,

@@ -92,6 +92,8 @@ pub enum Output<'a> {
     Owns(BackendId, String),
     /// Tell the engine how the ticket ended.
     Settle(Ticket, Outcome),
+    /// Tell the engine that a request was refused, with this status, before its end was read.
+    Declined(u16),
     /// Run all these errands side by side, each on a connection of its own, and say
     /// [`Input::Gathered`] when all have ended or the moment has come. [`Output::Release`] drops
     /// them.

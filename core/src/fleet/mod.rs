@@ -5,7 +5,7 @@
 //! [`Engine`](crate::engine::Engine)).
 
 mod adapters;
-mod counts;
+mod departed;
 mod drain;
 mod found;
 mod health;
@@ -23,11 +23,11 @@ mod prefix;
 mod renumber;
 mod rest;
 mod rounds;
+mod spec;
 mod turns;
 mod update;
 mod window;
 
-pub(crate) use counts::Counts;
 pub(crate) use drain::Drain;
 pub(crate) use health::{Health, State};
 pub(crate) use learned::{TokenLength, Trust};
@@ -38,24 +38,23 @@ pub(crate) use names::{Lost, Model};
 pub(crate) use peers::{Peers, Place, Shared};
 pub use prefix::{Fact, Inserted, Matches, PrefixIndex, Slot};
 pub use renumber::Upstream;
+pub use spec::{Address, BackendId, BackendSpec, Labels};
 pub use update::{
     About, Average, BackendName, Capacity, Clock, Head, InHand, Learned, Lesson, Owned, Placed,
     PromptLength, ProxyId, Update, UpdateError, Word,
 };
 
 use crate::rng::Rng;
+use crate::tally::{Counts, Recent};
 use crate::time::Instant;
 use crate::wire::probe::{ModelCard, Probe, ProbeError};
 use adapters::Adapters;
 use alloc::collections::{BTreeSet, VecDeque};
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt;
-use core::net::SocketAddr;
+use departed::Departed;
 use found::{Found, by_address};
 use knowledge::FirstModel;
-
 use log::{info, warn};
 use names::Names;
 use order::place;
@@ -64,64 +63,6 @@ use rest::Rest;
 use rounds::Rounds;
 pub(crate) use turns::differ;
 use window::Window;
-
-/// One vLLM server, for as long as this process lives: numbers are never used twice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BackendId(pub u32);
-
-impl fmt::Display for BackendId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
-/// Where a backend listens.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Address {
-    /// An IP address and a port.
-    Tcp(SocketAddr),
-    /// A Unix socket, by its path.
-    Unix(String),
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Tcp(address) => address.fmt(f),
-            Self::Unix(path) => write!(f, "unix:{path}"),
-        }
-    }
-}
-
-/// Where and how to reach a backend.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BackendSpec {
-    /// Which of the operator's upstreams it came from; they are numbered in the order given.
-    pub upstream: u16,
-    /// Where it listens. Two specs of one address are one backend.
-    pub address: Address,
-    /// `Host` for requests that brought none: the upstream's `host[:port]`.
-    pub authority: String,
-    /// Path prefix of the upstream, put before each target: empty, or `/p` without a final slash.
-    pub prefix: String,
-    /// What the operator says of it, besides.
-    pub labels: Labels,
-}
-
-/// What the operator says of an upstream's backends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Labels {
-    /// How much one of them does, in hundredths of what others do; not 0.
-    pub weight: u16,
-    /// Whether they are to get no new requests.
-    pub drain: bool,
-}
-
-impl Default for Labels {
-    fn default() -> Self {
-        Self { weight: 100, drain: false }
-    }
-}
 
 /// Backends known at once; what the upstreams' names resolve to beyond that is left out.
 const BACKENDS_MAX: usize = 4_096;
@@ -140,7 +81,7 @@ pub(crate) struct Backend {
     ever_listed: bool,
     /// Whether it was told to change its adapters since.
     list_is_old: bool,
-    version: Option<String>,
+    pub(crate) version: Option<Arc<str>>,
     /// Whether it refuses to list its models to who shows no key.
     keyed: bool,
     pub(crate) rest: Rest,
@@ -151,6 +92,8 @@ pub(crate) struct Backend {
     pub(crate) window: Window,
     /// What became of the requests it was sent.
     pub(crate) counts: Counts,
+    /// The same of the last minute.
+    pub(crate) recent: Recent,
     /// Its place in the prefix index.
     pub(crate) slot: Option<Slot>,
     /// What all proxies call it, and agree on.
@@ -159,6 +102,8 @@ pub(crate) struct Backend {
     /// No upstream resolves to it any more: it gets no more requests, and is forgotten once those
     /// it has are settled.
     leaving: bool,
+    /// An upstream resolves to its address again, which is another backend's now.
+    returned: bool,
 }
 
 impl Backend {
@@ -179,10 +124,12 @@ impl Backend {
             trust: Trust::default(),
             window: Window::default(),
             counts: Counts::default(),
+            recent: Recent::default(),
             slot: None,
             shared: Shared::new(name),
             drain: Drain::default(),
             leaving: false,
+            returned: false,
         }
     }
 
@@ -237,6 +184,7 @@ pub(crate) struct Fleet {
     listed: BTreeSet<u16>,
     first_model: Option<FirstModel>,
     discovered: bool,
+    pub(crate) departed: Departed,
     pub(crate) owners: Owners,
     pub(crate) adapters: Adapters,
     /// Who has cached what, if the policy asks.
@@ -261,6 +209,7 @@ impl Fleet {
             listed: BTreeSet::new(),
             first_model: None,
             discovered: false,
+            departed: Departed::default(),
             owners: Owners::default(),
             adapters: Adapters::default(),
             index: (index_bytes > 0).then(|| PrefixIndex::new(index_bytes, seed)),
@@ -293,10 +242,13 @@ impl Fleet {
         let (mut found, places) = by_address(specs);
         for at in 0..self.backends.len() {
             let backend = &mut self.backends[at];
+            let place = places.get(&backend.spec.address);
             if backend.leaving {
+                if place.is_some() {
+                    self.returns(at, now);
+                }
                 continue;
             }
-            let place = places.get(&backend.spec.address);
             let Some(kept) = place.and_then(|&place| found[place].take()) else {
                 self.leave(at, now);
                 continue;
@@ -310,7 +262,7 @@ impl Fleet {
                 self.listed.extend(&backend.upstreams);
             }
         }
-        self.sweep();
+        self.sweep(now);
         // Ids run out after 136 years of one new backend a second; they are not used twice then.
         let ids = usize::try_from(u32::MAX - self.next).unwrap_or(usize::MAX);
         let room = BACKENDS_MAX.saturating_sub(self.backends.len()).min(ids);
@@ -325,6 +277,7 @@ impl Fleet {
             }
             let drains = found.drains;
             let mut backend = Backend::new(BackendId(self.next), found, now);
+            backend.counts = self.departed.take(&backend.spec.address, now);
             backend.slot = self.index.as_mut().and_then(|index| index.join(backend.id));
             self.next += 1;
             info!(backend:% = backend.id, address:% = backend.spec.address; "backend discovered");
@@ -359,7 +312,7 @@ impl Fleet {
             // Who comes back is another process: whatever was believed of the former one ends
             // here, but for its list of models where the new one may not be asked for it.
             if before == State::Down || probe.version.is_some() {
-                backend.version = probe.version;
+                backend.version = probe.version.map(Arc::from);
             }
             let rested = backend.rests();
             if before == State::Down {
@@ -459,20 +412,6 @@ impl Fleet {
     /// The next backend that is gone.
     pub(crate) fn poll_forgotten(&mut self) -> Option<BackendId> {
         self.to_forget.pop_front()
-    }
-
-    /// Forgets the backends that left and have nothing in hand.
-    pub(crate) fn sweep(&mut self) {
-        let gone = &mut self.to_forget;
-        self.backends.retain(|backend| {
-            let stays = !backend.is_done();
-            if !stays {
-                info!(backend:% = backend.id; "backend forgotten");
-                gone.push_back(backend.id);
-                self.left.remember(backend);
-            }
-            stays
-        });
     }
 
     fn leave(&mut self, at: usize, now: Instant) {

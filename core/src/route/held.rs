@@ -37,6 +37,11 @@ pub(crate) enum Pool {
 impl Pool {
     /// The model, where one is known.
     pub(crate) fn model(&self) -> Option<&str> {
+        self.shared_model().map(|model| &**model)
+    }
+
+    /// The same, with the copy of its name that requests share.
+    pub(crate) const fn shared_model(&self) -> Option<&Arc<str>> {
         match self {
             Self::Model(model) | Self::Search { model: Some(model), .. } => Some(model),
             Self::Search { model: None, .. } | Self::Resolvers | Self::Keyed => None,
@@ -68,6 +73,14 @@ pub(crate) struct Held {
     pub(crate) attempt: u32,
     /// Attempts that ended after the backend may have seen the request.
     pub(crate) delivered: u8,
+    /// When the whole request was there.
+    pub(crate) since: Instant,
+    /// Whether the answer has begun.
+    pub(crate) begun: bool,
+    /// Whether it names a model that nobody lists.
+    pub(crate) unheard_of: bool,
+    /// The last answer, by its status, that a backend gave and that may yet be passed.
+    pub(crate) kept: Option<(BackendId, u16)>,
 }
 
 /// What the prefix index believes of one prompt at one backend.
@@ -182,6 +195,10 @@ mod tests {
             tried,
             attempt: 1,
             delivered: 0,
+            since: Instant::START,
+            begun: false,
+            unheard_of: false,
+            kept: None,
         };
         for (at, &(why, expected)) in failures.iter().enumerate() {
             assert_eq!(held.next(why), expected, "failure {at}: {why:?}");

@@ -5,6 +5,7 @@
 use crate::fleet::{BackendId, BackendSpec};
 use crate::route::Failure;
 use crate::wire::facts::Facts;
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -60,7 +61,7 @@ pub struct Gathering {
     /// In the order of upstreams. None only where the proxy has something to say by itself.
     pub asked: Vec<Asked>,
     /// What the proxy itself adds to metrics.
-    pub facts: Option<Facts>,
+    pub facts: Option<Box<Facts>>,
 }
 
 /// What became of one backend's part in it.

@@ -1,22 +1,53 @@
 //! Facts: what the proxy says of itself in `/metrics`, beside what its backends say.
 //!
-//! Owns the names and wording of the `vllm_proxy_*` families. Does not know who counted.
+//! Owns the names and wording of the `vllm_proxy_*` families; those that tell backends apart are in
+//! `backends`. Does not know who counted.
+//!
+//! Names follow Prometheus's conventions: base units, `_total` behind counters, labels in the order
+//! of their names. Series whose labels are known beforehand are there from the start, with 0: their
+//! first event is not missed then.
 
+mod backends;
+
+pub use backends::{BackendFacts, Standing};
+
+use crate::config::Build;
+use crate::tally::{Fault, Histogram, Own, Refused, Totals};
 use crate::time::Duration;
 use crate::wire::metrics::{Families, Kind, Value};
-use alloc::string::String;
+use crate::wire::status::{IndexStatus, Waits};
+use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 /// Numbers of one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
-    /// Every backend, in the order of upstreams.
+    /// Every backend, in the order of upstreams; then those that left lately.
     pub backends: Vec<BackendFacts>,
-    /// Bytes of request bodies held.
-    pub body_bytes: u64,
+    /// The whole process.
+    pub process: ProcessFacts,
     /// How it stands with other proxies, if there may be any.
     pub sharing: Option<SharingFacts>,
+}
+
+/// Numbers of the whole process.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProcessFacts {
+    /// What runs.
+    pub build: Build,
+    /// When it began, in microseconds since the Unix epoch.
+    pub epoch_micros: u64,
+    /// Whether it was told to stop.
+    pub draining: bool,
+    /// Bytes of request bodies held.
+    pub body_bytes: u64,
+    /// How long whoever asked the engine waited for others who did.
+    pub waits: Waits,
+    /// What is remembered of prompts, if the policy asks.
+    pub index: Option<IndexStatus>,
+    /// What was counted.
+    pub totals: Totals,
 }
 
 /// How it stands with other proxies. Counters count since the process began.
@@ -44,93 +75,120 @@ pub struct SharingFacts {
     pub reason: Option<Arc<str>>,
 }
 
-/// Numbers of one backend. Counters count since the process began.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BackendFacts {
-    /// Its address, which is the label of all its series.
-    pub address: String,
-    /// Whether it is up or may be, drained or not.
-    pub up: bool,
-    /// Whether it is to get no new requests.
-    pub draining: bool,
-    /// Requests it has now.
-    pub in_flight: u64,
-    /// Requests that other proxies have there.
-    pub in_flight_elsewhere: u64,
-    /// Answers that passed whole, by the hundreds of their status; odd ones are in the first place.
-    pub answers: [u64; 6],
-    /// Attempts that failed before anything reached a client.
-    pub failures: u64,
-    /// Answers that ended as broken.
-    pub broken: u64,
-    /// Questions to several backends that this one left unanswered.
-    pub unheard: u64,
-    /// Prompt tokens believed to be cached there when requests were sent.
-    pub promised_tokens: u64,
-    /// Prompt tokens that its answers said were cached.
-    pub cached_tokens: u64,
-}
-
 impl Facts {
     /// As metrics in the Prometheus text format.
     pub fn text(&self) -> Vec<u8> {
         let mut families = Families::default();
-        let mut each = |name: &str, kind, help: &str, value: fn(&BackendFacts) -> u64| {
-            families.family(name, kind, help);
-            for backend in &self.backends {
-                let labels = [("backend", backend.address.as_str())];
-                families.sample(name, &labels, Value::Integer(value(backend)));
-            }
-        };
-        each("vllm_proxy_backend_up", Kind::Gauge, "Whether the backend is up or may be.", |one| {
-            u64::from(one.up)
-        });
-        let draining = "Whether the backend is to get no new requests.";
-        each("vllm_proxy_backend_draining", Kind::Gauge, draining, |one| one.draining.into());
-        each("vllm_proxy_requests_in_flight", Kind::Gauge, "Requests that it has now.", |one| {
-            one.in_flight
-        });
-        let failed = "Attempts that failed before anything reached a client.";
-        each("vllm_proxy_attempts_failed_total", Kind::Counter, failed, |one| one.failures);
-        let broken = "Answers that ended as broken.";
-        each("vllm_proxy_answers_broken_total", Kind::Counter, broken, |one| one.broken);
-        let unheard = "Parts in requests to several backends that it left unanswered.";
-        each("vllm_proxy_parts_unanswered_total", Kind::Counter, unheard, |one| one.unheard);
-        let promised = "Prompt tokens believed to be cached there when requests were sent.";
-        each("vllm_proxy_predicted_cached_tokens_total", Kind::Counter, promised, |one| {
-            one.promised_tokens
-        });
-        let cached = "Prompt tokens that its answers said were cached.";
-        each("vllm_proxy_reported_cached_tokens_total", Kind::Counter, cached, |one| {
-            one.cached_tokens
-        });
-        if self.sharing.is_some() {
-            let elsewhere = "Requests that other proxies have there.";
-            each("vllm_proxy_requests_in_flight_elsewhere", Kind::Gauge, elsewhere, |one| {
-                one.in_flight_elsewhere
-            });
-        }
-        self.answers(&mut families);
-        let name = "vllm_proxy_request_body_bytes";
-        families.family(name, Kind::Gauge, "Bytes of request bodies held.");
-        families.sample(name, &[], Value::Integer(self.body_bytes));
+        backends::text(&self.backends, self.sharing.is_some(), &mut families);
+        self.process.text(&mut families);
         if let Some(sharing) = &self.sharing {
             sharing.text(&mut families);
         }
         families.finish()
     }
+}
 
-    fn answers(&self, families: &mut Families) {
-        const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
-        let name = "vllm_proxy_answers_total";
-        families.family(name, Kind::Counter, "Answers that passed whole, by their status.");
-        for backend in &self.backends {
-            for (class, count) in CLASSES.iter().zip(backend.answers) {
-                let labels = [("backend", backend.address.as_str()), ("status", class)];
-                families.sample(name, &labels, Value::Integer(count));
-            }
+impl ProcessFacts {
+    fn text(&self, families: &mut Families) {
+        let refusals = "Requests that the proxy refused in its own words.";
+        let counts = Refused::ALL.map(|one| (one.as_str(), self.totals.refused[one as usize]));
+        counted(families, "vllm_proxy_refusals_total", refusals, "reason", &counts);
+        let retries = "Attempts at another backend, or the same one again, after one that failed.";
+        let counts = Fault::ALL.map(|one| (one.as_str(), self.totals.retries[one as usize]));
+        counted(families, "vllm_proxy_retries_total", retries, "reason", &counts);
+        let own = "Requests that the proxy answered itself.";
+        let counts = Own::ALL.map(|one| (one.as_str(), self.totals.own[one as usize]));
+        counted(families, "vllm_proxy_own_answers_total", own, "kind", &counts);
+
+        let name = "vllm_proxy_routing_seconds";
+        let help = "Time to decide where a request goes, waits for other requests included.";
+        families.family(name, Kind::Histogram, help);
+        histogram(families, name, None, &self.totals.routing);
+
+        let mut one = |name: &str, kind, help: &str, value| {
+            families.family(name, kind, help);
+            families.sample(name, &[], value);
+        };
+        let waits = "Times that somebody had to wait for a decision about another request.";
+        let count = Value::Integer(self.waits.count);
+        one("vllm_proxy_engine_waits_total", Kind::Counter, waits, count);
+        let longest = Value::Decimal(self.waits.longest.as_secs_f64());
+        let help = "The longest of these waits.";
+        one("vllm_proxy_engine_longest_wait_seconds", Kind::Gauge, help, longest);
+        let bytes = Value::Integer(self.body_bytes);
+        let help = "Bytes of request bodies held.";
+        one("vllm_proxy_request_body_bytes", Kind::Gauge, help, bytes);
+        if let Some(index) = self.index {
+            let help = "Beginnings of prompts remembered, each for each backend that holds it.";
+            let entries = Value::Integer(index.entries as u64);
+            one("vllm_proxy_index_entries", Kind::Gauge, help, entries);
+            let help = "How many there may be.";
+            let entries_max = Value::Integer(index.entries_max as u64);
+            one("vllm_proxy_index_entries_max", Kind::Gauge, help, entries_max);
         }
+        let help = "Entries of the log that were never written.";
+        let dropped = Value::Integer(self.totals.log_entries_dropped);
+        one("vllm_proxy_log_entries_dropped_total", Kind::Counter, help, dropped);
+        let help = "Whether the process was told to stop.";
+        let draining = Value::Integer(self.draining.into());
+        one("vllm_proxy_draining", Kind::Gauge, help, draining);
+        let help = "When the process began, in seconds since the Unix epoch.";
+        // No date of this millennium has more digits than a float has.
+        let start = Value::Decimal(self.epoch_micros as f64 / 1e6);
+        one("vllm_proxy_start_time_seconds", Kind::Gauge, help, start);
+
+        let name = "vllm_proxy_build_info";
+        families.family(name, Kind::Gauge, "What runs; always 1.");
+        let Build { version, commit, features, runtime } = self.build;
+        let labels = [
+            ("commit", commit),
+            ("features", &features.join(",")),
+            ("runtime", runtime),
+            ("version", version),
+        ];
+        families.sample(name, &labels, Value::Integer(1));
     }
+}
+
+/// A family of counters, told apart by one label.
+fn counted(
+    families: &mut Families,
+    name: &str,
+    help: &str,
+    label: &str,
+    counts: &[(&'static str, u64)],
+) {
+    families.family(name, Kind::Counter, help);
+    for (word, count) in counts {
+        families.sample(name, &[(label, word)], Value::Integer(*count));
+    }
+}
+
+/// The samples of one histogram, of a backend or of the whole process.
+fn histogram<const N: usize>(
+    families: &mut Families,
+    name: &str,
+    backend: Option<&str>,
+    histogram: &Histogram<N>,
+) {
+    let backend: Vec<_> = backend.map(|backend| ("backend", backend)).into_iter().collect();
+    let part = |suffix: &str| {
+        let mut part = String::from(name);
+        part.push_str(suffix);
+        part
+    };
+    let bucket = part("_bucket");
+    for (bound, count) in histogram.buckets() {
+        // As its shortest decimal: 0.005, 2.5, 10.
+        let bound = bound.map(|micros| micros as f64 / 1e6).unwrap_or(f64::INFINITY);
+        let bound = Value::Decimal(bound).to_string();
+        let mut labels = backend.clone();
+        labels.push(("le", &bound));
+        families.sample(&bucket, &labels, Value::Integer(count));
+    }
+    let seconds = Value::Decimal(histogram.sum_micros() as f64 / 1e6);
+    families.sample(&part("_sum"), &backend, seconds);
+    families.sample(&part("_count"), &backend, Value::Integer(histogram.count()));
 }
 
 impl SharingFacts {
@@ -167,91 +225,4 @@ impl SharingFacts {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use alloc::string::ToString;
-    use alloc::vec;
-
-    fn text(facts: &Facts) -> String {
-        String::from_utf8(facts.text()).expect("text")
-    }
-
-    fn families(text: &str) -> Vec<&str> {
-        let named = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
-        named.filter_map(|rest| rest.split(' ').next()).collect()
-    }
-
-    #[test]
-    fn every_backend_has_its_series() {
-        let backend = |address: &str, up| BackendFacts {
-            address: address.to_string(),
-            up,
-            draining: !up,
-            in_flight: 3,
-            in_flight_elsewhere: 8,
-            answers: [0, 0, 7, 0, 1, 0],
-            failures: 2,
-            broken: 1,
-            unheard: 4,
-            promised_tokens: 6,
-            cached_tokens: 5,
-        };
-        let backends = vec![backend("10.0.0.1:8000", true), backend("unix:/a\"b", false)];
-        let sharing = SharingFacts {
-            proxy: 1,
-            alive: 2,
-            alone: true,
-            missed: 9,
-            dropped_chunks: 12,
-            connected: true,
-            lag: Some(Duration::from_micros(1_500)),
-            lost_batches: 10,
-            unreadable: 11,
-            reason: None,
-        };
-        let facts = Facts { backends, body_bytes: 5, sharing: Some(sharing) };
-        let text = text(&facts);
-        for line in [
-            "# TYPE vllm_proxy_redis_up gauge",
-            "vllm_proxy_redis_up 1",
-            "vllm_proxy_redis_lag_seconds 0.0015",
-            "vllm_proxy_replicas 2",
-            "vllm_proxy_alone 1",
-            "# TYPE vllm_proxy_updates_missed_total counter",
-            "vllm_proxy_updates_missed_total 9",
-            r#"vllm_proxy_updates_dropped_total{what="batches"} 10"#,
-            r#"vllm_proxy_updates_dropped_total{what="chunks"} 12"#,
-            "vllm_proxy_updates_unreadable_total 11",
-            r#"vllm_proxy_requests_in_flight_elsewhere{backend="10.0.0.1:8000"} 8"#,
-            "# TYPE vllm_proxy_backend_up gauge",
-            r#"vllm_proxy_backend_up{backend="10.0.0.1:8000"} 1"#,
-            r#"vllm_proxy_backend_up{backend="unix:/a\"b"} 0"#,
-            r#"vllm_proxy_backend_draining{backend="10.0.0.1:8000"} 0"#,
-            r#"vllm_proxy_backend_draining{backend="unix:/a\"b"} 1"#,
-            r#"vllm_proxy_requests_in_flight{backend="10.0.0.1:8000"} 3"#,
-            r#"vllm_proxy_answers_total{backend="10.0.0.1:8000",status="2xx"} 7"#,
-            r#"vllm_proxy_answers_total{backend="10.0.0.1:8000",status="4xx"} 1"#,
-            r#"vllm_proxy_parts_unanswered_total{backend="10.0.0.1:8000"} 4"#,
-            r#"vllm_proxy_predicted_cached_tokens_total{backend="10.0.0.1:8000"} 6"#,
-            r#"vllm_proxy_reported_cached_tokens_total{backend="10.0.0.1:8000"} 5"#,
-            "vllm_proxy_request_body_bytes 5",
-        ] {
-            assert!(text.lines().any(|other| other == line), "{line} is not in\n{text}");
-        }
-    }
-
-    #[test]
-    fn who_shares_nothing_says_nothing_of_it() {
-        let shares = |name: &&str| {
-            let words = ["redis", "replicas", "alone", "updates", "elsewhere"];
-            words.iter().any(|word| name.contains(word))
-        };
-        let mut facts = Facts::default();
-        assert_eq!(families(&text(&facts)).into_iter().find(shares), None);
-        facts.sharing = Some(SharingFacts::default());
-        let text = text(&facts);
-        let named = families(&text);
-        assert_eq!(named.iter().filter(|name| shares(name)).count(), 7, "{named:?}");
-        assert!(!text.contains("lag"), "it is not known");
-    }
-}
+mod tests;

@@ -12,7 +12,7 @@ mod plain;
 mod scraped;
 mod series;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 use alloc::borrow::Cow;
 use alloc::collections::{BTreeMap, BTreeSet};

@@ -28,6 +28,8 @@ struct State {
     writing: bool,
     /// Entries dropped, and not reported yet.
     dropped: u64,
+    /// All entries that were ever dropped.
+    dropped_ever: u64,
 }
 
 /// Entries, one after the other, and where each ends.
@@ -42,7 +44,7 @@ impl Queue {
         let mut state = self.lock();
         let held = state.waiting.bytes.len();
         if held != 0 && held + entry.len() > BYTES_MAX {
-            state.dropped = state.dropped.saturating_add(1);
+            state.drop_more(1);
             return;
         }
         state.waiting.bytes.extend_from_slice(entry);
@@ -57,6 +59,11 @@ impl Queue {
         let _ = self.written.wait_timeout_while(self.lock(), limit, pending);
     }
 
+    /// How many entries were dropped since the process began.
+    pub(super) fn dropped_ever(&self) -> u64 {
+        self.lock().dropped_ever
+    }
+
     /// Writes for ever. `report` words the entry that says how many were dropped.
     pub(super) fn write_to(&self, out: &mut impl Write, report: impl Fn(u64) -> Vec<u8>) {
         let mut batch = Batch::default();
@@ -68,7 +75,8 @@ impl Queue {
                 torn = !matches!(write_all(out, b"\n"), (_, Ok(())));
             }
             let (mut count, mut done) = write_all(out, &batch.bytes);
-            let mut lost = batch.lost_after(count);
+            let lost = batch.lost_after(count);
+            let mut unreported = 0;
             torn |= batch.is_torn_at(count);
             if done.is_ok() {
                 let dropped = std::mem::take(&mut self.lock().dropped);
@@ -76,14 +84,15 @@ impl Queue {
                     let entry = report(dropped);
                     (count, done) = write_all(out, &entry);
                     if done.is_err() {
-                        lost = lost.saturating_add(dropped);
+                        unreported = dropped;
                         torn |= count != 0;
                     }
                 }
             }
-            if lost != 0 {
+            if lost != 0 || unreported != 0 {
                 let mut state = self.lock();
-                state.dropped = state.dropped.saturating_add(lost);
+                state.drop_more(lost);
+                state.dropped = state.dropped.saturating_add(unreported);
             }
         }
     }
@@ -104,6 +113,13 @@ impl Queue {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn drop_more(&mut self, entries: u64) {
+        self.dropped = self.dropped.saturating_add(entries);
+        self.dropped_ever = self.dropped_ever.saturating_add(entries);
     }
 }
 
@@ -237,6 +253,7 @@ mod tests {
         order.send(ALL).unwrap();
         order.send(ALL).unwrap();
         assert_eq!((next(&output).as_str(), next(&output).as_str()), ("b\n", "dropped 1\n"));
+        assert_eq!(queue.dropped_ever(), 1, "what was told stays counted");
     }
 
     #[test]

@@ -246,6 +246,10 @@ impl Bench {
                 self.engine.heard(&echoes, adapter, self.now);
                 return true;
             }
+            Output::Declined(status) => {
+                self.engine.declined(status);
+                return true;
+            }
             Output::Settle(ticket, outcome) => {
                 self.tickets -= 1;
                 self.engine.finish(ticket, outcome, self.now);

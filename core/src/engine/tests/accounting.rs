@@ -85,6 +85,7 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
     rig.engine = Engine::new(rig.engine.config.clone(), seed, rig.now);
     let mut naive = Naive::default();
     let mut trace = Vec::new();
+    let mut asked_for = 0;
     let mut note = |rig: &mut Rig, what: String| {
         trace.push(format!("{what} {:?} {:?}", rig.outputs(), rig.engine.poll_timeout()));
     };
@@ -105,6 +106,7 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
                 let asked =
                     RequestMeta { model, stream, prompt_bytes: bytes, retry, ..request(rig.now) };
                 let decision = rig.ask(&asked);
+                asked_for += u64::from(!matches!(decision, Decision::Later(_)));
                 note(&mut rig, format!("{decision:?}"));
                 if let Decision::Forward(route) = decision {
                     naive.add(route, bytes, stream, now);
@@ -172,6 +174,13 @@ fn play(seed: u64, policy: Policy, steps: u32) -> Vec<String> {
     }
     check(&mut rig, &mut naive);
     assert!(rig.engine.tickets.is_empty());
+    // Each request ended once, whatever became of its backends.
+    let Totals { endings, refused, own, .. } = rig.engine.totals();
+    let ended: u64 = endings.iter().chain(refused).chain(own).sum();
+    assert_eq!(ended, asked_for);
+    let facts = rig.engine.facts(&rig.engine.fleet.staying(), rig.now);
+    let told = facts.backends.iter().flat_map(|one| one.counts.endings());
+    assert_eq!(told.sum::<u64>(), endings.iter().sum::<u64>(), "none is lost with its backend");
     for id in 0..rig.engine.next_ticket {
         if let Some(backend) = rig.engine.fleet.backend_mut(BackendId(id as u32)) {
             assert_eq!(backend.load.standing(rig.now), Standing::default());

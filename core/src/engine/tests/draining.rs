@@ -340,6 +340,9 @@ fn who_is_drained_is_told() {
     let Decision::Gather(Gathering { facts: Some(facts), .. }) = rig.ask(&asked) else {
         panic!("they are asked for");
     };
-    let told: Vec<_> = facts.backends.iter().map(|one| (one.up, one.draining)).collect();
-    assert_eq!(told, [(true, false), (true, true)]);
+    let told = facts.backends.iter().map(|one| {
+        let standing = one.standing.as_ref().expect("it has not left");
+        (standing.up, standing.draining)
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(true, false), (true, true)]);
 }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::route::{AdapterChange, Change, Echo, Gathering, Narrow};
+use crate::tally::Ending;
 
 fn gathered(decision: Decision) -> Vec<u32> {
     match decision {
@@ -145,7 +146,9 @@ fn nobody_up_is_not_ready_but_has_numbers() {
         panic!("no numbers");
     };
     assert!(asked.is_empty());
-    assert!(facts.backends.iter().all(|backend| !backend.up));
+    assert!(
+        facts.backends.iter().all(|backend| backend.standing.as_ref().is_some_and(|one| !one.up))
+    );
     assert_eq!(facts.backends.len(), 3);
 }
 
@@ -163,8 +166,9 @@ fn numbers_are_counted() {
         panic!("no numbers");
     };
     let backend = &facts.backends[0];
-    assert_eq!(backend.answers, [0, 0, 1, 0, 0, 0]);
-    assert_eq!((backend.failures, backend.broken, backend.in_flight), (1, 1, 1));
+    let endings = backend.counts.endings();
+    assert_eq!([Ending::Succeeded, Ending::Broken].map(|one| endings[one as usize]), [1, 1]);
+    assert_eq!((backend.counts.failures(), backend.in_flight), (1, Some(1)));
     rig.finish(held.ticket);
 }
 

@@ -481,6 +481,10 @@ impl Bench {
                 while self.engine.poll_output().is_some() {}
                 return true;
             }
+            Output::Declined(status) => {
+                self.engine.declined(status);
+                return true;
+            }
             Output::Settle(ticket, outcome) => {
                 log.push_back(match outcome {
                     Outcome::Done { status, usage: None } => format!("settle Done({status})"),

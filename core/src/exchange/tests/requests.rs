@@ -3,6 +3,7 @@
 use super::harness::{Bench, Takes};
 use super::texts::{GET, OK, POST, http, shown};
 use crate::config::Limits;
+use crate::tally::Refused;
 use crate::time::Duration;
 use rstest::rstest;
 use std::format;
@@ -29,6 +30,9 @@ fn refused(bytes: &[u8], status: u16, message: &str) {
             bench.client(piece);
         }
         let received = shown(&bench.client);
+        let counted = bench.engine.totals().refused;
+        assert_eq!(counted.iter().sum::<u64>(), 1);
+        assert_eq!(counted[Refused::unread(status) as usize], 1);
         assert!(!bench.transcript().iter().any(|line| line == "ask"));
         bench.secs(2);
         bench.expect(&["close"]);

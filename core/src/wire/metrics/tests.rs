@@ -1,6 +1,6 @@
 //! Pages line by line, real ones, and such as nobody would write, judged by a strict reader.
 
-mod strict;
+pub(crate) mod strict;
 
 use super::line::Line;
 use super::*;

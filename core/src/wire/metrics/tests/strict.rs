@@ -8,26 +8,26 @@ use std::format;
 use std::string::String;
 use std::vec::Vec;
 
-pub(super) type Labels = BTreeMap<String, String>;
+pub(crate) type Labels = BTreeMap<String, String>;
 
 #[derive(Debug)]
-pub(super) struct Family {
-    pub(super) name: String,
-    pub(super) help: Option<String>,
-    pub(super) kind: Option<String>,
-    pub(super) samples: Vec<Sample>,
+pub(crate) struct Family {
+    pub(crate) name: String,
+    pub(crate) help: Option<String>,
+    pub(crate) kind: Option<String>,
+    pub(crate) samples: Vec<Sample>,
 }
 
 #[derive(Debug)]
-pub(super) struct Sample {
-    pub(super) name: String,
-    pub(super) labels: Labels,
-    pub(super) value: f64,
-    pub(super) timestamp: Option<i64>,
+pub(crate) struct Sample {
+    pub(crate) name: String,
+    pub(crate) labels: Labels,
+    pub(crate) value: f64,
+    pub(crate) timestamp: Option<i64>,
 }
 
 /// The families of a page, in its order; or the first line that is wrong, and why.
-pub(super) fn parse(page: &[u8]) -> Result<Vec<Family>, String> {
+pub(crate) fn parse(page: &[u8]) -> Result<Vec<Family>, String> {
     let text = std::str::from_utf8(page).map_err(|_| "not UTF-8")?;
     if !text.is_empty() && !text.ends_with('\n') {
         return Err("no line feed at the end".into());
@@ -229,7 +229,7 @@ impl Scan<'_> {
 }
 
 /// Whether each histogram's buckets grow, up to one of all that agrees with the count.
-pub(super) fn check_histograms(families: &[Family]) -> Result<(), String> {
+pub(crate) fn check_histograms(families: &[Family]) -> Result<(), String> {
     for family in families.iter().filter(|f| f.kind.as_deref() == Some("histogram")) {
         let mut buckets: BTreeMap<Labels, Vec<(f64, f64)>> = BTreeMap::new();
         let mut counts: BTreeMap<Labels, f64> = BTreeMap::new();
