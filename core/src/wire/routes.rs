@@ -271,8 +271,8 @@ pub fn find(method: &str, target: &[u8], access: Access) -> Found {
             let name = name.filter(|_| rule.about != About::Nothing).map(ToOwned::to_owned);
             return Found { rule: *rule, name };
         }
-        // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`; but what
-        // is the proxy's to do is not a backend's to allow.
+        // An OPTIONS may be a preflight, which a backend judges by its `--allowed-origins`; but
+        // what is the proxy's to do is not a backend's to allow.
         let judged = method != "OPTIONS" || rule.who.is_act();
         if rule.who.is_own() && refusal.is_none() && judged {
             refusal = Some(Rule { allow: Some(allowed), ..*rule });
