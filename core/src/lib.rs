@@ -19,10 +19,12 @@
 //!
 //! listener -> [`exchange`]: the head is parsed ([`wire::head`]), the body is followed to its end
 //! ([`wire::body`]) and scanned ([`wire::scan`]: what it asks for, and its prompt's
-//! [`Fingerprint`](route::Fingerprint)) -> [`engine`]: which backends serve the model and
-//! are up ([`fleet`]), which of them has the least work in hand ([`route`]) -> the head is made
-//! anew ([`wire::forward`]) and goes to the backend with the body in one call -> the answer's head
-//! is held until the first byte of its body, then everything passes as it comes.
+//! [`Fingerprint`](route::Fingerprint)) -> [`engine`]: which backends serve the model, are up and
+//! not drained ([`fleet`]), which of them has the least work in hand ([`route`]); that is a plan
+//! first (`engine::plan`), and a [`Ticket`](route::Ticket) once it is carried out -> the head is
+//! made anew ([`wire::forward`]) and goes to the backend with the body in one call -> the answer's
+//! head is held until the first byte of its body, then everything passes as it comes, and how it
+//! ended is [counted](tally::Counts).
 //!
 //! What all backends are to hear goes to each as an errand of its own, and [`wire::merge`] makes
 //! one answer of theirs. Where backend and client switch to a websocket, bytes pass both ways from
@@ -32,14 +34,50 @@
 //! # What lives where
 //!
 //! - [`time`], [`rng`]: an `Instant` without `now()`, chance without entropy.
-//! - [`config`]: plain data, valid once constructed.
-//! - [`tally`]: what is counted of requests, as plain data that is added to.
+//! - [`config`]: plain data, valid once constructed; what a listener [shows](config::Access) is a
+//!   part of it.
+//! - [`tally`]: what is counted of requests, as plain data that is added to: counts, histograms,
+//!   the last minute, and the words by which they are told apart.
 //! - [`wire`]: bytes to values and back. Knows nothing of backends.
-//! - [`fleet`]: what we know of the backends. Does not choose.
-//! - [`route`]: how we choose, and the words in which it is asked and answered.
-//! - [`engine`]: the front door of the deciding half.
-//! - [`exchange`]: the life of one client connection.
+//! - [`fleet`]: what we know of the backends. Does not choose. Each is told of by a
+//!   [spec](fleet::BackendSpec) with its [labels](fleet::Labels); `drain` knows who is to get no
+//!   new requests, `turns` whose turn it is where weights differ, `renumber` who is who when the
+//!   list of upstreams changes, `departed` what those had counted that are gone.
+//! - [`route`]: how we choose, and the words in which it is asked, answered and
+//!   [explained](route::Explained).
+//! - [`engine`]: the front door of the deciding half. `choose` makes a `plan` and changes nothing;
+//!   `explain` makes the same one and drops it; `count` and `drain` own what is counted when, and
+//!   what operators order; `status` copies numbers.
+//! - [`exchange`]: the life of one client connection. `watch` paces an answer that never ends,
+//!   `explaining` knows who is told why, `explained` words it, `ending` gives up what was held.
 //! - [`carry`]: what drives it, alike in every runtime, and what a runtime is asked for.
+//!
+//! # What operators see and say
+//!
+//! Everything below `/proxy/` is a row of the table of [routes](wire::routes) like any other, and
+//! an exchange serves it as any request. A listener's [`Access`](config::Access) says what of
+//! it is there: what is read, what acts, what explains. What is not shown is a path that some
+//! backend may know.
+//!
+//! - **Reads.** There may be thousands of backends, and the lock is held for microseconds: the
+//!   engine copies numbers into plain data, and the exchange makes text of them without the lock:
+//!   Prometheus's ([`wire::facts`]), JSON ([`wire::status`]), and the same once a second as events
+//!   for the page ([`wire::page`]), one event under way at most.
+//! - **Acts.** [`Act`](route::Act)s of operators go to the engine, which says how it stands then
+//!   ([`wire::drained`]). A page of elsewhere may not have a browser ask for one
+//!   ([`wire::origin`]).
+//! - **Explains.** A client that may ask is told by headers which way its request went
+//!   ([`wire::way`]). An operator is told what a request [would come to](route::Explained), with
+//!   every term of every cost.
+//!
+//! # Which backends there are
+//!
+//! Whoever looks names up tells the whole list, every time
+//! ([`Input::Discovered`](engine::Input::Discovered)); the fleet finds out what is new and what is
+//! gone, and what is gone leaves when its last ticket is settled. When the operator names other
+//! upstreams, their numbers change, so [`Input::Upstreams`](engine::Input::Upstreams) says who had
+//! which before. What belongs to an address rather than to a process outlives an absence: that it
+//! is drained, and for a while what it counted.
 //!
 //! # Several proxies
 //!
@@ -50,18 +88,18 @@
 //! - **Updates.** What changes is gathered, and [`poll_update`](engine::Engine::poll_update) makes
 //!   an [`Update`](fleet::Update) of it whenever somebody comes for it, every few milliseconds at
 //!   most: what is in hand at each backend, as it stands then; chunks that were placed; losses of
-//!   caches; stored responses; what answers taught. It goes to whoever listens at that moment, as a
-//!   [`Word`](fleet::Word), and is kept nowhere. Others are told by
-//!   [`Input::Heard`](engine::Input::Heard).
+//!   caches; stored responses; how often operators had each drained or undrained; what answers
+//!   taught. It goes to whoever listens at that moment, as a [`Word`](fleet::Word), and is kept
+//!   nowhere. Others are told by [`Input::Heard`](engine::Input::Heard).
 //! - **Beats and leases.** Every second each says again what it has in hand, or at least that it
 //!   lives. Who is silent for 3 s is forgotten, with all that.
 //! - **Snapshots.** Updates are numbered. Who misses some, or was out of hearing, asks
 //!   [one that lives](engine::Engine::peer) by a [`Word`](fleet::Word), and is told everything in
 //!   [pages](engine::Engine::snapshot); who may not have been heard tells everything unasked.
 //! - **Logs.** What was placed where, which responses are stored, and how backends
-//!   [stand](engine::Engine::stand) is also kept beside the way, for one that starts when nobody
-//!   is there to ask; as much as [their caches hold](engine::Engine::kept_chunks). It is heard like
-//!   a snapshot.
+//!   [stand](engine::Engine::stand) and were [drained](engine::Engine::drains), is also kept beside
+//!   the way, for one that starts when nobody is there to ask; as much as
+//!   [their caches hold](engine::Engine::kept_chunks). It is heard like a snapshot.
 //! - **The link.** [`Input::Link`](engine::Input::Link) says whether what is told is heard. While
 //!   it is [lost](engine::Link::Lost) though there are others, an engine decides alone: among
 //!   backends that it would find about as good, a hash of how the prompt begins chooses, the same
