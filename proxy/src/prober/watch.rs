@@ -75,7 +75,7 @@ fn take(upstreams: &mut Upstreams, content: file::Content) -> bool {
     let bytes = match &content {
         Ok(bytes) => bytes,
         Err(error) => {
-            log::warn!(file, error:%; "upstreams file cannot be read, the list stays");
+            log::error!(file, error:%; "upstreams file cannot be read, the list stays");
             upstreams.keep(content);
             return false;
         }
@@ -83,7 +83,7 @@ fn take(upstreams: &mut Upstreams, content: file::Content) -> bool {
     let lines = match file::parse(bytes) {
         Ok(lines) => lines,
         Err(error) => {
-            log::warn!(file, line = error.line, error:%; "upstreams file is broken, the list stays");
+            log::error!(file, line = error.line, error:%; "upstreams file is broken, the list stays");
             upstreams.keep(content);
             return false;
         }

@@ -215,7 +215,7 @@ impl RecentJson {
 struct BackendJson<'a> {
     address: String,
     upstream: String,
-    weight: u16,
+    weight: f64,
     draining: bool,
     state: &'a str,
     rests: bool,
@@ -262,7 +262,7 @@ impl<'a> BackendJson<'a> {
         Self {
             address: backend.spec.address.to_string(),
             upstream: upstream(&backend.spec),
-            weight: backend.spec.labels.weight,
+            weight: f64::from(backend.spec.labels.weight) / 100.0,
             draining: backend.draining,
             state: backend.state,
             rests: backend.rests,

@@ -82,7 +82,7 @@ fn a_backend_is_told_of() {
     let expected = json!({
         "address": "unix:/a\"b",
         "upstream": "unix:///a\"b",
-        "weight": 50,
+        "weight": 0.5,
         "draining": true,
         "state": "up",
         "rests": false,

@@ -501,8 +501,8 @@ fn streams(options: &Options) -> Result<String, Fault> {
     let warmup = Duration::from_millis(options.number("warmup-ms", 1_000)?);
     let window = Duration::from_millis(options.number("window-ms", 5_000)?);
     let body_bytes = options.number("body-bytes", 2048)? as usize;
-    // A second more than the window, for the streams that opened first.
-    let lifetime = warmup + window + Duration::from_millis(1_000);
+    // Four seconds more than the window, for the streams that opened first.
+    let lifetime = warmup + window + Duration::from_millis(4_000);
     let events = (lifetime.as_micros() as u64).div_ceil(interval_us);
     let mut crowd = Crowd::new()?;
     for stream in 0..streams {
