@@ -208,6 +208,7 @@ impl Engine {
             chunks: if self.index_wanted() { request.prompt.shared() } else { Arc::default() },
             stream: request.stream,
             retry: request.retry,
+            websocket: request.websocket,
             fresh: false,
         };
         let seen = Seen::new(request.dry_run);

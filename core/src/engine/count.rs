@@ -110,11 +110,14 @@ impl Engine {
         };
         self.count_ending(held.backend, held.model().as_ref(), ending, now);
         let time = now.since(held.since);
+        let is_answer = matches!(outcome, Outcome::Done { .. });
         // An answer that came in one piece began when it ended.
-        if matches!(outcome, Outcome::Done { .. }) && !held.begun {
+        if is_answer && !held.begun {
             self.count_first_byte(held.backend, Some(time), now);
         }
-        if ending != Ending::Informed {
+        // A websocket lasts as long as somebody talks, however it ends.
+        let talked = held.websocket && held.begun && !is_answer;
+        if ending != Ending::Informed && !talked {
             self.count_duration(held.backend, time);
         }
     }

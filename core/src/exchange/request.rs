@@ -117,6 +117,7 @@ impl Request {
             prompt_bytes: self.scan.prompt_bytes,
             prompt: &self.scan.fingerprint,
             retry: if self.scan.pinned { Retry::Never } else { rule.retry },
+            websocket: self.offers_websocket,
             since: self.since,
             response: about(About::Response, self.scan.previous_response_id.as_ref()),
             adapter: about(About::Adapter, self.scan.lora_name.as_ref()),

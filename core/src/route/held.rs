@@ -63,6 +63,8 @@ pub(crate) struct Held {
     pub(crate) promise: Promise,
     pub(crate) stream: bool,
     pub(crate) retry: Retry,
+    /// Whether the client would switch to a websocket.
+    pub(crate) websocket: bool,
     /// This attempt's number among all attempts: queues are in this order.
     pub(crate) dispatch: u64,
     pub(crate) sent: Instant,
@@ -189,6 +191,7 @@ mod tests {
             chunks: Arc::default(),
             stream: true,
             retry,
+            websocket: false,
             dispatch: 0,
             sent: Instant::START,
             fresh,

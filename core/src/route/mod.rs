@@ -132,6 +132,8 @@ pub struct RequestMeta<'a> {
     pub prompt: &'a Fingerprint,
     /// When it may be tried elsewhere.
     pub retry: Retry,
+    /// Whether the client would switch to a websocket.
+    pub websocket: bool,
     /// When the whole request was there.
     pub since: Instant,
     /// The id of the stored response that it is about or goes on from.
@@ -163,6 +165,7 @@ impl<'a> RequestMeta<'a> {
             prompt_bytes: prompt.bytes(),
             prompt,
             retry: Retry::BeforeFirstByte,
+            websocket: false,
             since,
             response: None,
             adapter: None,

@@ -166,6 +166,28 @@ fn the_last_answer_counts_where_it_came_from() {
     assert_eq!((rig.requests(), rig.refused(Refused::Timeout)), (vec![], 1));
 }
 
+#[rstest]
+#[case::closed(true, Outcome::done(101), 0)]
+#[case::reset_by_the_client(true, Outcome::ClientGone, 0)]
+#[case::reset_by_the_backend(true, Outcome::Broken, 0)]
+#[case::ended_with_the_process(true, Outcome::TimedOut, 0)]
+#[case::refused(true, Outcome::done(403), 1)]
+#[case::no_websocket(false, Outcome::ClientGone, 1)]
+fn how_long_somebody_talks_is_no_duration(
+    #[case] websocket: bool,
+    #[case] outcome: Outcome,
+    #[case] durations: u64,
+) {
+    let mut rig = Rig::serving(1, &["m"]);
+    let asked = RequestMeta { model: Some("m"), websocket, ..request(rig.now) };
+    let Decision::Forward(route) = rig.ask(&asked) else { panic!("it is up") };
+    rig.engine.first_byte(&route.ticket, rig.now);
+    rig.sleep(3_600_000);
+    rig.end(route, outcome);
+    let counts = rig.at(0).expect("it is there").counts;
+    assert_eq!((counts.first_byte.count(), counts.duration.count()), (1, durations));
+}
+
 #[test]
 fn what_the_proxy_answers_itself_is_counted() {
     let mut rig = Rig::new(Config { upstreams: 1, ..Config::default() });
