@@ -63,6 +63,9 @@ impl Meant {
             let why = "the parameter `path` does not begin with a slash";
             return Err(RequestError::Malformed(why));
         }
+        if !method.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(RequestError::Malformed("the parameter `method` is no method"));
+        }
         let found = routes::find_dry(&method, path.as_bytes());
         let asked = format!("{method} {path}");
         Ok((found, Some(Self { asked, method_len: method.len() })))

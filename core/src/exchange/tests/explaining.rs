@@ -184,13 +184,15 @@ fn a_dry_run_is_answered_and_nobody_is_asked(
     bench.idle();
 }
 
-#[test]
-fn a_dry_run_of_no_path_is_refused() {
+#[rstest]
+#[case::no_path("?path=v1/chat", "the parameter `path` does not begin with a slash")]
+#[case::two_words("?method=GET+/x&path=/y", "the parameter `method` is no method")]
+#[case::control("?method=%0a&path=/y", "the parameter `method` is no method")]
+fn a_dry_run_of_no_request_is_refused(#[case] query: &str, #[case] why: &str) {
     let mut bench = bench(1, Access::ADMIN);
-    bench.client(dry_run("?path=v1/chat", ""));
+    bench.client(dry_run(query, ""));
     let (status, said) = said(&mut bench);
-    let why = json!("the parameter `path` does not begin with a slash");
-    assert_eq!((status, &said["error"]["message"]), (400, &why));
+    assert_eq!((status, &said["error"]["message"]), (400, &json!(why)));
     bench.client_leaves();
     bench.skip();
     bench.over();
