@@ -6,10 +6,12 @@ use super::Listed;
 use crate::upstream::{Upstream, parse_among};
 use crate::usage::{Invalid, one_line};
 use crate::values;
+use rustix::fs::OFlags;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 use vllm_proxy_core::fleet::Labels;
 
@@ -27,16 +29,29 @@ pub(crate) type Content = Result<Vec<u8>, Unreadable>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Unreadable(String);
 
+impl From<io::Error> for Unreadable {
+    fn from(error: io::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 impl fmt::Display for Unreadable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
+/// Reads all of a file, and waits for nobody. A pipe is none: what was read once is not there the
+/// next time.
 pub(crate) fn read(path: &Path) -> Content {
     let whole = || -> io::Result<Vec<u8>> {
+        let nonblocking = OFlags::NONBLOCK.bits().cast_signed();
+        let file = OpenOptions::new().read(true).custom_flags(nonblocking).open(path)?;
+        if file.metadata()?.file_type().is_fifo() {
+            return Err(io::Error::other("it is a pipe"));
+        }
         let mut bytes = Vec::new();
-        File::open(path)?.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
+        file.take(BYTES_MAX + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     match whole() {
@@ -44,7 +59,7 @@ pub(crate) fn read(path: &Path) -> Content {
             Err(Unreadable(format!("it is larger than {BYTES_MAX} bytes")))
         }
         Ok(bytes) => Ok(bytes),
-        Err(error) => Err(Unreadable(error.to_string())),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -210,5 +225,18 @@ mod tests {
         assert!(broken.to_string().ends_with("expected at most 4096 upstreams"), "{broken}");
         assert!(read(Path::new("/dev/zero")).is_err());
         assert!(read(Path::new("/nowhere/at/all")).is_err());
+    }
+
+    #[test]
+    fn a_pipe_is_not_waited_for() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+        let pipe = std::env::temp_dir().join(format!("vllm-proxy-pipe-{}", std::process::id()));
+        let (mode, kind) = (Mode::RUSR | Mode::WUSR, FileType::Fifo);
+        mknodat(CWD, &pipe, kind, mode, 0).unwrap();
+        let read = [pipe.as_path(), Path::new("/dev/null"), Path::new("/")].map(read);
+        std::fs::remove_file(&pipe).unwrap();
+        let [pipe, nothing, directory] = read;
+        assert_eq!(pipe, Err(Unreadable("it is a pipe".to_owned())));
+        assert!(nothing == Ok(Vec::new()) && directory.is_err(), "{nothing:?} {directory:?}");
     }
 }
