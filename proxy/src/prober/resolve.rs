@@ -11,7 +11,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
 
 /// Looks one name up, until it is dropped. Tells a change of state once. A name that hangs holds up
-/// no other.
+/// no other, unless as many hang as the pool has threads (500).
 pub(super) async fn follow(
     list: Rc<List>,
     id: MemberId,

@@ -6,10 +6,12 @@
 use super::list::List;
 use crate::upstreams::{Listed, Upstreams, file, shown};
 use smol::Timer;
-use smol::channel::Receiver;
+use smol::channel::{self, Receiver};
 use smol::future::FutureExt;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
+use std::{io, thread};
 
 /// How often the file is read. It is small, and of what metadata says nothing can be believed: an
 /// editor may write twice within one tick of the file system's clock.
@@ -52,20 +54,29 @@ pub(super) async fn watch(list: Rc<List>, mut upstreams: Upstreams, asked: Recei
 /// What the file holds, if that is something else than before and stays so.
 async fn changed(upstreams: &Upstreams) -> Option<file::Content> {
     let path = upstreams.file()?.to_owned();
-    let read = || {
-        let path = path.clone();
-        smol::unblock(move || file::read(&path))
-    };
-    let mut content = read().await;
+    let mut content = read(&path).await;
     while content != *upstreams.content() {
         Timer::after(STILL).await;
-        let again = read().await;
+        let again = read(&path).await;
         if again == content {
             break;
         }
         content = again;
     }
     (content != *upstreams.content()).then_some(content)
+}
+
+/// Reads the file on a thread of its own: those of the pool may all wait for name servers, of
+/// upstreams that are to leave the list by what the file says now.
+async fn read(path: &Path) -> file::Content {
+    let (tell, told) = channel::bounded(1);
+    let path = path.to_owned();
+    let read = move || drop(tell.try_send(file::read(&path)));
+    let content = match thread::Builder::new().name("upstreams".to_owned()).spawn(read) {
+        Ok(_) => told.recv().await.map_err(|_| io::Error::other("the thread that reads it ended")),
+        Err(error) => Err(error),
+    };
+    content.unwrap_or_else(|error| Err(file::Unreadable::from(error)))
 }
 
 /// Takes what the file holds now, and says whether the list is another one.
@@ -117,4 +128,35 @@ fn take(upstreams: &mut Upstreams, content: file::Content) -> bool {
 fn without(these: &[Listed], others: &[Listed]) -> String {
     let known = |one: &&Listed| others.iter().any(|other| other.upstream == one.upstream);
     shown(these.iter().filter(|one| !known(one)).map(|one| &one.upstream))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc;
+    use std::sync::{Arc, Mutex};
+
+    /// As many as the pool has threads, and more.
+    const LOOK_UPS: usize = 600;
+
+    #[test]
+    fn the_file_is_read_though_name_servers_are_silent() {
+        let (answer, answered) = mpsc::channel::<()>();
+        let answered = Arc::new(Mutex::new(answered));
+        let look_up = |_| {
+            let answered = Arc::clone(&answered);
+            smol::unblock(move || drop(answered.lock().map(|answered| answered.recv())))
+        };
+        let look_ups: Vec<_> = (0..LOOK_UPS).map(look_up).collect();
+        // So that it fails, rather than never ends.
+        let late = async {
+            Timer::after(Duration::from_secs(30)).await;
+            Ok(Vec::new())
+        };
+        let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"));
+        let content = smol::block_on(read(path).or(late));
+        drop(answer);
+        drop(look_ups);
+        assert!(content.is_ok_and(|content| !content.is_empty()));
+    }
 }
