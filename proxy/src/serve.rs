@@ -27,8 +27,8 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
     let body_memory = server.body_memory.unwrap_or_else(|| memory::available() / 4);
     #[cfg(feature = "glommio")]
     if server.runtime == Runtime::Glommio {
-        let threads = threads + usize::from(server.admin.is_some());
-        vllm_proxy_glommio::check(threads).map_err(refused)?;
+        let more = usize::from(server.admin.is_some());
+        vllm_proxy_glommio::check(threads, more).map_err(refused)?;
     }
     let listeners = listen(&server.host, server.port, threads)?;
     let admin =

@@ -23,14 +23,15 @@ const THREAD_KIB: u64 = 336;
 /// Entries of the ring that is only tried. It locks 8 KiB, for a moment longer than it lives.
 const TRIED_ENTRIES: u32 = 8;
 
-/// Whether so many threads can be served here. Raises the limit of locked memory as far as it may.
+/// Whether so many threads can be served here, and so many more that nobody can have fewer of.
+/// Raises the limit of locked memory as far as it may.
 ///
 /// # Errors
 ///
 /// What is refused, in one line.
-pub fn check(threads: usize) -> Result<(), Unusable> {
+pub fn check(threads: usize, more: usize) -> Result<(), Unusable> {
     let limit = raise_limit();
-    enough_memory(threads, limit, locks_freely())?;
+    enough_memory(threads, more, limit, locks_freely())?;
     try_ring().map_err(|(call, error)| {
         let errno = error.raw_os_error().map_or(Errno::IO, Errno::from_raw_os_error);
         Facts::gather(limit).judge(call, errno)
@@ -54,8 +55,8 @@ pub enum Unusable {
     Cores { reason: String },
     /// Somebody else.
     Refused { call: &'static str, errno: Errno },
-    /// The limit of locked memory.
-    Memory { threads: usize, limit_kib: u64 },
+    /// The limit of locked memory. Of these threads so many cannot be fewer.
+    Memory { threads: usize, more: usize, limit_kib: u64 },
     /// The limit would do, were the memory not locked by others.
     UsedUp { limit_kib: Option<u64> },
 }
@@ -113,7 +114,7 @@ impl Display for Unusable {
                 "{call} is refused ({errno}), by no seccomp filter and no sysctl: see what \
                  security modules, SELinux for one, have logged"
             ),
-            Self::Memory { threads, limit_kib } => {
+            Self::Memory { threads, more, limit_kib } => {
                 let needed = needed_kib(*threads);
                 let lock = if *threads == 1 { "thread locks" } else { "threads lock" };
                 write!(
@@ -122,7 +123,8 @@ impl Display for Unusable {
                      least) and the limit is {limit_kib}: "
                 )?;
                 more_memory(f, needed)?;
-                let fewer = limit_kib / THREAD_KIB;
+                let more = u64::try_from(*more).unwrap_or(u64::MAX);
+                let fewer = (limit_kib / THREAD_KIB).saturating_sub(more);
                 if *limit_kib >= LEAST_KIB && fewer > 0 {
                     write!(f, ", or lower --threads to {fewer}")?;
                 }
@@ -165,10 +167,16 @@ pub(crate) fn used_up() -> Unusable {
     Unusable::UsedUp { limit_kib: raise_limit() }
 }
 
-fn enough_memory(threads: usize, limit: Option<u64>, freely: bool) -> Result<(), Unusable> {
+fn enough_memory(
+    threads: usize,
+    more: usize,
+    limit: Option<u64>,
+    freely: bool,
+) -> Result<(), Unusable> {
+    let threads = threads.saturating_add(more);
     let needed = if freely { LEAST_KIB } else { needed_kib(threads) };
     match limit {
-        Some(limit_kib) if limit_kib < needed => Err(Unusable::Memory { threads, limit_kib }),
+        Some(limit_kib) if limit_kib < needed => Err(Unusable::Memory { threads, more, limit_kib }),
         _ => Ok(()),
     }
 }
@@ -357,19 +365,21 @@ mod tests {
     }
 
     #[rstest]
-    #[case::least(1, Some(512), false, None)]
-    #[case::unlimited(4096, None, false, None)]
+    #[case::least(1, 0, Some(512), false, None)]
+    #[case::unlimited(4096, 0, None, false, None)]
     #[case::below_the_least(
         1,
+        0,
         Some(511),
         false,
         Some("1 thread locks 512 KiB of memory (336 each")
     )]
-    #[case::below_the_least_though_uncounted(1, Some(511), true, Some("1 thread locks 512 KiB"))]
-    #[case::uncounted(4096, Some(512), true, None)]
-    #[case::enough(8, Some(2688), false, None)]
+    #[case::below_the_least_though_uncounted(1, 0, Some(511), true, Some("1 thread locks 512 KiB"))]
+    #[case::uncounted(4096, 0, Some(512), true, None)]
+    #[case::enough(8, 0, Some(2688), false, None)]
     #[case::not_enough(
         8,
+        0,
         Some(2687),
         false,
         Some(
@@ -379,13 +389,27 @@ mod tests {
              node), or lower --threads to 7"
         )
     )]
+    #[case::enough_for_one_more(7, 1, Some(2688), false, None)]
+    #[case::not_enough_for_one_more(
+        8,
+        1,
+        Some(2688),
+        false,
+        Some(
+            "9 threads lock 3024 KiB of memory (336 each, 512 at least) and the limit is \
+             2688: raise it (`ulimit -l 3024`; Docker: `--ulimit memlock=3096576`; \
+             systemd: `LimitMEMLOCK=3024K`; Kubernetes: the same in the unit of containerd on the \
+             node), or lower --threads to 7"
+        )
+    )]
     fn memory_is_enough(
         #[case] threads: usize,
+        #[case] more: usize,
         #[case] limit: Option<u64>,
         #[case] freely: bool,
         #[case] said: Option<&str>,
     ) {
-        let told = enough_memory(threads, limit, freely).err().map(|error| error.to_string());
+        let told = enough_memory(threads, more, limit, freely).err().map(|error| error.to_string());
         match (told, said) {
             (Some(told), Some(said)) => assert!(told.starts_with(said), "{told}"),
             (told, said) => assert_eq!(told.as_deref(), said),
