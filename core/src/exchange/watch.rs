@@ -15,8 +15,8 @@ use crate::wire::status::Status;
 /// knows.
 const EVERY: Duration = Duration::from_secs(1);
 /// Events longer than this come as much less often: a megabyte a second would be more than what a
-/// fleet answers.
-const EVERY_BYTES: usize = 256 << 10;
+/// fleet answers. The page knows it as well, so that it does not take itself for cut off.
+pub(super) const EVERY_BYTES: usize = 256 << 10;
 
 impl Exchange {
     /// How it stands, as the next event.

@@ -37,6 +37,15 @@ fn told(bench: &Bench) -> (String, Vec<serde_json::Value>) {
 }
 
 #[test]
+fn the_page_knows_how_much_less_often_long_events_come() {
+    let page = crate::wire::page::answer().body;
+    let page = core::str::from_utf8(&page).expect("it is text");
+    let slower = format!("const SLOWER = {};", crate::exchange::watch::EVERY_BYTES);
+    assert!(page.contains(&slower), "{slower}");
+    assert!(page.contains("1000 * (1 + Math.floor(data.length / SLOWER))"));
+}
+
+#[test]
 fn there_is_an_event_a_second() {
     let mut bench = Bench::new(1);
     bench.client(http(WATCH));
