@@ -64,7 +64,7 @@ impl Engine {
             BackendStatus {
                 spec: Arc::clone(&backend.spec),
                 state: state(backend),
-                serves: backend.serves(),
+                takes: backend.takes(),
                 rests: backend.rests(),
                 draining: backend.drain.is_on(),
                 version: backend.version.clone(),

@@ -11,7 +11,7 @@ const PAGE: &str = include_str!("page.html");
 /// It loads nothing, sends nothing and shows itself in no other page. Of scripts only its own runs,
 /// by its hash: were a name ever taken for markup, nothing of it would run all the same.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-     style-src 'sha256-27tM6TCTjm1tjOh2FGOCfhkGn2gCQxRLmeVy+ZjleGA='; script-src 'sha256-4tPwOK8o/toRy6asoqK4RCA5rCzJu7pYQTNChsO2rpw='; \
+     style-src 'sha256-27tM6TCTjm1tjOh2FGOCfhkGn2gCQxRLmeVy+ZjleGA='; script-src 'sha256-FrFGxQWTpLrbBA/AhGChNAPeQ/JnPx899kUwjbovw4c='; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The page.

@@ -67,8 +67,8 @@ pub struct BackendStatus {
     pub spec: Arc<BackendSpec>,
     /// `unknown`, `up`, `suspect` or `down`.
     pub state: &'static str,
-    /// Whether it takes requests.
-    pub serves: bool,
+    /// Whether it takes new requests of its models.
+    pub takes: bool,
     /// Whether it was told to sleep or to pause.
     pub rests: bool,
     /// Whether it is to get no new requests.

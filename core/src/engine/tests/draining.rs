@@ -98,6 +98,21 @@ fn what_it_has_goes_on_and_is_told() {
 }
 
 #[test]
+fn who_is_drained_is_not_told_to_take_requests() {
+    let mut rig = Rig::serving(2, &["m"]);
+    let mut models = |drained| {
+        rig.drain(drained);
+        let decision = rig.own(Who::Status);
+        let Decision::Status(status) = decision else { panic!("not a status: {decision:?}") };
+        let json: serde_json::Value =
+            serde_json::from_slice(&status.answer().body).expect("it is JSON");
+        json["models"].clone()
+    };
+    assert_eq!(models(0), serde_json::json!([{ "name": "m", "up": 1, "known": 2 }]));
+    assert_eq!(models(1), serde_json::json!([{ "name": "m", "up": 0, "known": 2 }]));
+}
+
+#[test]
 fn second_tries_do_not_go_there() {
     let mut rig = Rig::serving(2, &["m"]);
     let route = rig.forward("m");

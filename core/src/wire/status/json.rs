@@ -93,7 +93,7 @@ impl Status {
         for backend in &self.backends {
             for card in backend.models.iter().flat_map(|cards| cards.iter()).take(MODELS_MAX) {
                 let (up, known) = models.entry(&card.id).or_default();
-                *up += usize::from(backend.serves);
+                *up += usize::from(backend.takes);
                 *known += 1;
             }
         }

@@ -37,7 +37,7 @@ fn backend(models: Option<usize>) -> BackendStatus {
             labels: Labels { weight: 50, drain: false },
         }),
         state: "up",
-        serves: true,
+        takes: true,
         rests: false,
         draining: true,
         version: Some("0.33.0".into()),
@@ -129,7 +129,7 @@ fn the_whole_is_told_of() {
     totals.failures = 5;
     totals.log_entries_dropped = 6;
     let mut down = backend(Some(1));
-    down.serves = false;
+    down.takes = false;
     let status = Status {
         now: now(),
         build: Build { version: "1.2.3", commit: "abc", features: &["a", "b"], runtime: "smol" },
