@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 pub(super) struct Found<'a> {
     pub(super) spec: &'a BackendSpec,
     pub(super) upstreams: BTreeSet<u16>,
-    /// Whether another spec of this address has another prefix, which is not used.
+    /// Whether another spec of this address has another prefix or weight, which is not used.
     pub(super) clashes: bool,
     /// Whether any spec of this address is labelled to be drained.
     pub(super) drains: bool,
@@ -28,7 +28,8 @@ pub(super) fn by_address(
             Some(&at) => {
                 let Some(first) = &mut found[at] else { continue };
                 first.upstreams.insert(spec.upstream);
-                first.clashes |= first.spec.prefix != spec.prefix;
+                first.clashes |= first.spec.prefix != spec.prefix
+                    || first.spec.labels.weight != spec.labels.weight;
                 first.drains |= spec.labels.drain;
             }
             None => {
@@ -40,4 +41,36 @@ pub(super) fn by_address(
         }
     }
     (found, known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::Labels;
+    use alloc::string::ToString;
+    use rstest::rstest;
+
+    fn spec(upstream: u16, prefix: &str, labels: Labels) -> BackendSpec {
+        let (address, authority) = (Address::Tcp(([10, 0, 0, 1], 80).into()), upstream.to_string());
+        BackendSpec { upstream, address, authority, prefix: prefix.to_string(), labels }
+    }
+
+    #[rstest]
+    #[case::alike("/p", 200, false, false)]
+    #[case::prefix("", 200, false, true)]
+    #[case::weight("/p", 100, false, true)]
+    #[case::who_is_drained_by_one_is_drained("/p", 200, true, false)]
+    fn two_of_one_address_are_one(
+        #[case] prefix: &str,
+        #[case] weight: u16,
+        #[case] drain: bool,
+        #[case] clashes: bool,
+    ) {
+        let first = spec(3, "/p", Labels { weight: 200, drain: false });
+        let specs = [first.clone(), spec(5, prefix, Labels { weight, drain })];
+        let (found, _) = by_address(&specs);
+        let [Some(found)] = &found[..] else { panic!("there are {}", found.len()) };
+        assert_eq!((found.spec, &found.upstreams), (&first, &BTreeSet::from([3, 5])));
+        assert_eq!((found.clashes, found.drains), (clashes, drain));
+    }
 }

@@ -273,7 +273,7 @@ impl Fleet {
         for found in found.into_iter().flatten().take(room) {
             if found.clashes {
                 let address = &found.spec.address;
-                warn!(address:%; "upstreams of one address are one backend, whatever their prefix");
+                warn!(address:%; "upstreams of one address are one backend, as the first says");
             }
             let drains = found.drains;
             let mut backend = Backend::new(BackendId(self.next), found, now);
