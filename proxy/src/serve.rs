@@ -22,6 +22,15 @@ use vllm_proxy_core::fleet::ProxyId;
 
 /// Serves until a signal stops it. The error is one line, without what the log has said.
 pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
+    // Before all else, since it would end the process: one who starts a proxy may have it reload at
+    // once, and a name to listen on may take its time.
+    let (again, asked) = channel::bounded(1);
+    let again = move || {
+        // One that waits to be heard is as good as two.
+        let _ = again.try_send(());
+    };
+    stop::on_hangup(again).map_err(|error| format!("cannot await signals: {error}"))?;
+
     let threads = server.threads.or_else(|| thread::available_parallelism().ok());
     let threads = threads.map_or(1, std::num::NonZero::get);
     let body_memory = server.body_memory.unwrap_or_else(|| memory::available() / 4);
@@ -89,13 +98,6 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
         drop(stopping);
     };
     stop::on_signals(first, cut_short).map_err(|error| format!("cannot await signals: {error}"))?;
-
-    let (again, asked) = channel::bounded(1);
-    let again = move || {
-        // One that waits to be heard is as good as two.
-        let _ = again.try_send(());
-    };
-    stop::on_hangup(again).map_err(|error| format!("cannot await signals: {error}"))?;
 
     let names: Vec<_> = upstreams.list().iter().map(|one| one.upstream.to_string()).collect();
     log::info!(

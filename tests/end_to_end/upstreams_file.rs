@@ -4,8 +4,10 @@ use crate::backend::Backend;
 use crate::company::{hold, holding};
 use crate::folder::Folder;
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
+use crate::redis::free_port;
 use crate::wire::{Message, chat, ok, post};
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::symlink;
 
 /// A proxy over what this file says now, and nothing else.
@@ -202,7 +204,19 @@ fn the_first_upstream_has_the_default_model(runtime: Runtime) {
     eventually("it is the only one's", || unnamed() == "a");
 }
 
+fn a_signal_that_comes_early_ends_nothing(runtime: Runtime) {
+    let backend = Backend::named(&["m"], "hi");
+    let (port, upstreams) = (free_port(), [backend.upstream()]);
+    // To make room for the index takes a while, behind the moment at which the port is ours.
+    let options = ["-p", &port.to_string(), "--index-memory", "512MiB"];
+    let mut proxy = Proxy::spawn(runtime, &options, &[], &upstreams);
+    eventually("the port is bound", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    proxy.hang_up();
+    proxy.await_listening();
+}
+
 on_every_runtime![
+    a_signal_that_comes_early_ends_nothing,
     upstreams_come_and_go,
     a_broken_file_changes_nothing,
     an_emptied_file_is_obeyed,
