@@ -218,3 +218,21 @@ fn a_dry_run_is_for_operators(#[case] access: Access) {
     assert_eq!(told(&mut bench), shown(OK), "a backend may know the path");
     bench.idle();
 }
+
+/// An order or not: what only operators may ask, no page of elsewhere may have a browser ask.
+#[rstest]
+#[case::of_elsewhere("explain", "Origin: http://evil.example|", 403)]
+#[case::of_nowhere("explain", "Origin: null|", 403)]
+#[case::by_the_browsers_word("explain", "Sec-Fetch-Site: cross-site|", 403)]
+#[case::of_here("explain", "Origin: http://10.0.0.9:8001|Sec-Fetch-Site: same-origin|", 200)]
+#[case::of_no_page("explain", "", 200)]
+#[case::an_order("drain?backend=10.0.0.0:80", "Origin: http://evil.example|", 403)]
+fn pages_of_elsewhere_may_not_ask(#[case] what: &str, #[case] lines: &str, #[case] status: u16) {
+    let mut bench = bench(1, Access::ADMIN);
+    let head =
+        format!("POST /proxy/{what} HTTP/1.1|Host: 10.0.0.9:8001|{lines}Content-Length: 0||");
+    bench.client(http(&head));
+    assert!(told(&mut bench).starts_with(&format!("HTTP/1.1 {status} ")), "{what} {lines}");
+    bench.client_leaves();
+    bench.skip();
+}
