@@ -28,7 +28,10 @@ mkdir -p "$DIR"
 for SERVER in "$@"; do
   IFS=: read -r MODEL PORT VARIANT <<<"$SERVER"
   if [ "$WHAT" = stop ]; then
-    kill "$(cat "$DIR/$PORT.pid")"
+    PID=$(cat "$DIR/$PORT.pid")
+    kill "$PID"
+    # It answers for seconds more: who is started at its port meanwhile would seem to be up.
+    while kill -0 "$PID" 2>/dev/null; do sleep 0.2; done
     rm "$DIR/$PORT.pid"
     continue
   fi
