@@ -187,7 +187,7 @@ impl Engine {
             Who::Owner => return self.search(request, None, now),
             Who::Each | Who::Every | Who::Named => self.gather(request, now),
             Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
-            Who::Health if self.fleet.any_takes() => Decision::Answer(Answer::empty(200)),
+            Who::Health if self.fleet.any_ready() => Decision::Answer(Answer::empty(200)),
             Who::Health | Who::Models | Who::Version if unsure => later(now),
             Who::Health => Decision::Answer(Answer::empty(503)),
             Who::Models if patient && self.fleet.any_list_is_old() => later(now),

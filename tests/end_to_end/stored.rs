@@ -123,6 +123,7 @@ fn models_are_for_those_with_a_key(runtime: Runtime) {
         1,
     );
     assert_eq!(asked(&blind, chat("m")).status(), 503);
+    assert_eq!(blind.ask(&get("/health")), 503, "no request is to come here");
 }
 
 fn a_model_that_was_unloaded_is_asked_of_another(runtime: Runtime) {

@@ -151,6 +151,12 @@ impl Fleet {
         self.backends.iter().any(Backend::takes)
     }
 
+    /// Whether any of them has said of which models. One that never did, since it asks for a key
+    /// that is not known here, gets none.
+    pub(crate) fn any_ready(&self) -> bool {
+        self.backends.iter().any(|backend| backend.takes() && backend.ever_listed)
+    }
+
     /// Whether a backend of this name would take requests, were it not drained.
     pub(crate) fn is_drained(&self, name: &str) -> bool {
         let mut holders = self.names.holders(name).iter().filter_map(|&id| self.backend(id));

@@ -96,6 +96,20 @@ fn no_name_is_unknown_while_an_upstream_never_listed() {
 }
 
 #[test]
+fn who_knows_no_model_is_not_healthy() {
+    let mut rig = fleet_of(&[0]);
+    // Up, and all that it would be sent is refused.
+    rig.probed(0, Ok(Probe { health: 200, keyed: Some(true), ..Probe::default() }));
+    assert_eq!(refused(rig.route(Some("m"))), Refusal::Starting);
+    assert_eq!(answered(rig.own(Who::Health)).0, 503);
+    rig.up(0, &["m"]);
+    assert_eq!(answered(rig.own(Who::Health)).0, 200);
+    // What it served is remembered.
+    rig.probed(0, Ok(Probe { health: 200, keyed: Some(true), ..Probe::default() }));
+    assert_eq!(answered(rig.own(Who::Health)).0, 200);
+}
+
+#[test]
 fn one_address_of_two_upstreams_lists_for_both() {
     let mut rig = Rig::new(Config { upstreams: 2, ..Config::default() });
     let asked = rig.handle(Input::Discovered(&[spec(0, 1), spec(1, 1)]));
