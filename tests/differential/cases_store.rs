@@ -142,10 +142,35 @@ pub(crate) fn cases(model: &str) -> Vec<Case> {
 }
 
 /// Replays a response that kept no events: an empty stream, whose failure inside makes uvicorn end
-/// the connection behind it without having said so.
+/// the connection, behind the last chunk or, as versions go, before it.
 fn without_events(name: &str, requests: [Request; 2]) -> Case {
     Case::talk(name, &requests).rewritten(
-        "a connection that the server ends unannounced behind an answer is its own",
-        keep_open,
+        "a connection that the server ends unannounced is its own, and a head alone no answer",
+        refused_if_cut,
     )
 }
+
+/// An answer's head waits for the first byte of its body: what breaks before that did not begin.
+fn refused_if_cut(lines: &mut Vec<String>) {
+    keep_open(lines);
+    let [.., framing, end, _] = lines.as_slice() else { return };
+    let nothing = framing.starts_with("[framing:") && end == "[cut short]";
+    let start = lines.iter().rposition(|line| line.starts_with("HTTP/1.1 200 "));
+    if let (true, Some(start)) = (nothing, start) {
+        lines.truncate(start);
+        lines.extend(NO_ANSWER.map(str::to_owned));
+    }
+}
+
+const NO_ANSWER: [&str; 10] = [
+    "HTTP/1.1 502 Bad Gateway",
+    "date: <date>",
+    "server: uvicorn",
+    "content-length: 101",
+    "content-type: application/json",
+    "vary: Origin",
+    "[framing: Length(101)]",
+    r#"{"error":{"message":"No backend answered the request.","type":"Bad Gateway","param":null,"code":502}}"#,
+    "[complete]",
+    "[connection: open]",
+];
