@@ -6,7 +6,7 @@
 
 use crate::cli::{GlobalArgs, ServerArgs};
 use crate::config::{self, Globals};
-use crate::{mock, serve};
+use crate::{mock, serve, stop};
 use clap::Parser;
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -23,7 +23,8 @@ const AWAY: Duration = Duration::from_secs(20);
 /// Three simulated vLLM servers and a proxy over them, on loopback.
 ///
 /// Starts three simulated vLLM servers and a proxy over them on 127.0.0.1, prints requests to try,
-/// and logs which server each of them goes to, until Ctrl-C. Needs no GPU, no model and no Redis.
+/// and logs which server each of them goes to, until Ctrl-C or the end of the terminal. Needs no
+/// GPU, no model and no Redis.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// Port of the proxy; 0 picks one
@@ -33,6 +34,8 @@ pub(crate) struct Args {
 
 /// Runs the demo until a signal ends it.
 pub(crate) fn run(globals: &Globals, args: &Args) -> Result<(), String> {
+    // A proxy outlives its terminal. A demo would keep its port, and nobody would know why.
+    stop::at_hangup().map_err(|error| format!("cannot await signals: {error}"))?;
     let proxy = free(args.port)?;
     let mut servers = Vec::new();
     for (index, model) in MODELS.iter().enumerate() {
@@ -157,13 +160,21 @@ Try these in another terminal.
     curl -N http://{proxy}/v1/chat/completions {json} \
       -d '{{"model":"demo/chat-8b","messages":[{{"role":"user","content":"Hello!"}}],"stream":true}}'
 
-  A longer prompt. Repeat it: a server that has read it before computes only the end of it.
-  `cached_tokens` in the answer says how much it found, the log below as well. Other questions after
-  the same instructions find those:
+  A longer prompt. Repeat it: it goes to the server that has read it, which computes only its end.
+  `cached_tokens` in the answer says how much it found, the log below as well. Put another question
+  after the same instructions: it finds those:
     curl http://{proxy}/v1/chat/completions {json} \
       -d '{{"model":"demo/chat-8b","max_tokens":9,"messages":[
            {{"role":"system","content":"You are a patient guide. Answer in one short sentence."}},
-           {{"role":"system","content":"Never use a long word where a short one will do."}},
+           {{"role":"system","content":"Never use a long word where a short one will do. If a word"}},
+           {{"role":"system","content":"can be cut, cut it. Prefer the concrete to the abstract,"}},
+           {{"role":"system","content":"and an example to a rule. Say what a thing does before"}},
+           {{"role":"system","content":"you say how it does it. Numbers need units, and units"}},
+           {{"role":"system","content":"need numbers. If you do not know, say so at once, and"}},
+           {{"role":"system","content":"name who may. Ask back if a question has two meanings."}},
+           {{"role":"system","content":"Do not repeat the question. Do not praise it either."}},
+           {{"role":"system","content":"Do not end with an offer of more: who wants more asks."}},
+           {{"role":"system","content":"Be kind to those who are new here, and brief to others."}},
            {{"role":"user","content":"What is a prefix cache?"}}]}}'
 
   The other model, in Anthropic's words. Only server 3 has it:
@@ -189,6 +200,7 @@ Below, the log tells which server gets which request. Ctrl-C ends it all.
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vllm_proxy_core::route::CHUNK_BYTES;
 
     #[test]
     fn the_page_names_every_server_and_only_addresses_that_exist() {
@@ -210,6 +222,16 @@ mod tests {
         for body in bodies {
             assert!(serde_json::from_str::<serde_json::Value>(body).is_ok(), "{body}");
         }
+    }
+
+    #[test]
+    fn the_longer_prompt_is_long_enough_to_be_remembered() {
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let text = page(at(8000), &[("one", at(1))]);
+        let said = text.split(r#""role":"system","content":""#).skip(1);
+        let instructions: usize =
+            said.filter_map(|rest| rest.split('"').next()).map(str::len).sum();
+        assert!(instructions > CHUNK_BYTES, "{instructions} bytes before the question");
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use signal_hook::low_level::raise;
 use std::io;
 use std::thread;
 
@@ -33,4 +34,10 @@ pub(crate) fn on_hangup(again: impl Fn() + Send + 'static) -> io::Result<()> {
         .name("hangups".to_owned())
         .spawn(move || signals.forever().for_each(|_| again()))?;
     Ok(())
+}
+
+/// Has a SIGHUP count as a SIGTERM: for what is of no use without the terminal that it began in.
+pub(crate) fn at_hangup() -> io::Result<()> {
+    // That it can be sent is known: this process may tell itself everything.
+    on_hangup(|| _ = raise(SIGTERM))
 }

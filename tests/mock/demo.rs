@@ -1,6 +1,7 @@
 //! The demo: what its page promises holds.
 
 use crate::server::{Demo, Mock};
+use rustix::process::Signal;
 use serde_json::json;
 use std::process::{Command, Stdio};
 
@@ -16,16 +17,21 @@ fn three_servers_answer_through_one_proxy() {
         assert_eq!(answer.status, *status, "{path} {body}: {}", answer.text());
         assert!(answer.complete);
     }
-    // Of three times one server answers twice, and has read the prompt before.
+    // What it has in hand until its end is known counts against a server that has read the prompt.
+    while demo.proxy.get("/proxy/status").json()["totals"]["in_flight"] != json!(0) {}
     let (path, long, _) =
         demo.requests.iter().find(|(_, body, _)| body.contains("cache")).expect("it is there");
-    let found = |_| {
-        let usage = demo.proxy.post(path, long).json()["usage"].clone();
-        usage["prompt_tokens_details"]["cached_tokens"].as_u64()
-    };
-    let found: Vec<_> = (0..3).filter_map(found).collect();
-    assert!(found.len() == 3 && found.iter().any(|tokens| *tokens > 0), "{found:?}");
+    let usage = demo.proxy.post(path, long).json()["usage"].clone();
+    let found = usage["prompt_tokens_details"]["cached_tokens"].as_u64();
+    assert!(found > Some(0), "the same prompt once more: {usage}");
     demo.proxy.interrupt();
+    assert_eq!(demo.proxy.exit().code(), Some(0));
+}
+
+#[test]
+fn it_ends_with_its_terminal() {
+    let demo = Demo::start();
+    demo.proxy.signal(Signal::HUP);
     assert_eq!(demo.proxy.exit().code(), Some(0));
 }
 
