@@ -505,6 +505,17 @@ mod tests {
     }
 
     #[test]
+    fn what_follows_the_options_is_wrapped_by_hand() {
+        let program = program();
+        for command in std::iter::once(&program).chain(program.get_subcommands()) {
+            let text = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+            for line in text.lines() {
+                assert!(line.chars().count() <= 100, "{}: {line}", command.get_name());
+            }
+        }
+    }
+
+    #[test]
     fn global_options_of_both_places_add_up() {
         let line = "vllm-proxy -vv -q -T 1 -L json server -v --verbose -T 2 -L txt http://a";
         let Ok((globals, Command::Server(server))) = parsed(line) else { panic!("not parsed") };

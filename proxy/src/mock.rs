@@ -58,9 +58,10 @@ Text:
 Timing and cache:
   It computes step by step as vLLM does: prompts and answers share a batch, long prompts are cut in
   chunks, and what does not fit waits or, when the KV cache is full, begins anew. How long a step
-  takes follows from --gpu; the options of timing override that. Prompts that begin like earlier ones
-  are not computed as far as they do, in full blocks of 16 tokens of the rendered prompt (tools,
-  system, messages), answers included; other models, adapters and values of cache_salt share nothing.
+  takes follows from --gpu; the options of timing override that. Prompts that begin like earlier
+  ones are not computed as far as they do, in full blocks of 16 tokens of the rendered prompt
+  (tools, system, messages), answers included; other models, adapters and values of cache_salt share
+  nothing.
   A client that leaves ends its request at once.
 
 Routes that vLLM has only with some options:

@@ -88,7 +88,7 @@ pub const ALL: &[Named] = &[
     },
     Named {
         name: "reference-trust",
-        about: "the same, matches discounted by how many promised tokens were cached of late",
+        about: "the same, matches discounted by what was kept of promises of late",
         make: |seed| peer(Reference::new(Weights { trust: true, ..Weights::default() }, seed)),
     },
     Named {
