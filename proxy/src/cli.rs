@@ -260,7 +260,8 @@ pub(crate) struct ServerArgs {
 
     /// Port to listen on
     ///
-    /// 0 picks one, which the log entry `listening` tells.
+    /// 0 picks one, which the log entry `listening` tells. One that is taken is waited for, for 2
+    /// seconds.
     ///
     /// [variable: VLLM_PXY_PORT] [default: 8000]
     #[arg(short, long, help_heading = "Listening", allow_negative_numbers = true)]

@@ -233,7 +233,7 @@ fn listen(host: &Host, port: u16, threads: usize) -> Result<Vec<TcpListener>, St
             found.ok_or_else(|| failed(io::Error::other("the name has no address")))?
         }
     };
-    listen::bind(address, threads).map_err(failed)
+    listen::bind_patiently(address, threads).map_err(failed)
 }
 
 /// Each request in flight takes two descriptors, and the usual soft limit is 1024.
