@@ -7,7 +7,7 @@
 
 use super::Engine;
 use super::several::address;
-use crate::fleet::{Backend, BackendId, BackendName};
+use crate::fleet::{BackendId, BackendName};
 use crate::route::{Act, Decision, Narrow, Refusal};
 use crate::time::Instant;
 use crate::wire::drained::{self, Drained};
@@ -59,15 +59,12 @@ impl Engine {
 
     /// Whom an operator means: by an address or, if he named an upstream, all that it resolves to.
     fn find(&self, wanted: &str) -> Vec<BackendId> {
-        let everyone = self.fleet.staying();
-        let all = |is_meant: &dyn Fn(&Backend) -> bool| -> Vec<BackendId> {
-            everyone.iter().filter(|backend| is_meant(backend)).map(|backend| backend.id).collect()
-        };
-        let by_address = all(&|backend| address(backend) == wanted);
-        if by_address.is_empty() {
-            return all(&|backend| backend.spec.authority.eq_ignore_ascii_case(wanted));
+        let mut found = self.fleet.staying();
+        found.retain(|backend| address(backend) == wanted);
+        if found.is_empty() {
+            found = self.fleet.called(wanted);
         }
-        by_address
+        found.into_iter().map(|backend| backend.id).collect()
     }
 
     fn addresses(&self) -> Vec<String> {

@@ -13,6 +13,7 @@
 
 use crate::fleet::{Backend, BackendId, BackendName, Fleet};
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 use log::info;
 
 /// Addresses remembered that nobody lists any more. Each was drained by an operator once.
@@ -146,6 +147,15 @@ impl Fleet {
         }
     }
 
+    /// Backends of the upstreams that are called so, in the order of upstreams.
+    pub(crate) fn called(&self, name: &str) -> Vec<&Backend> {
+        let named = self.authorities.iter().filter(|(_, own)| own.eq_ignore_ascii_case(name));
+        let upstreams: Vec<u16> = named.map(|(&number, _)| number).collect();
+        let mut everyone = self.staying();
+        everyone.retain(|backend| backend.is_of(&upstreams));
+        everyone
+    }
+
     /// Whether any backend takes new requests.
     pub(crate) fn any_takes(&self) -> bool {
         self.backends.iter().any(Backend::takes)
@@ -172,7 +182,6 @@ impl Fleet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use alloc::vec::Vec;
     use rstest::rstest;
 
     #[rstest]

@@ -4,6 +4,7 @@
 
 use crate::fleet::{Address, BackendSpec};
 use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::string::String;
 use alloc::vec::Vec;
 
 /// An address as it was found in a list of specs.
@@ -41,6 +42,15 @@ pub(super) fn by_address(
         }
     }
     (found, known)
+}
+
+/// What each upstream is called, by its number.
+pub(super) fn authorities(specs: &[BackendSpec]) -> BTreeMap<u16, String> {
+    let mut authorities = BTreeMap::new();
+    for spec in specs {
+        authorities.entry(spec.upstream).or_insert_with(|| spec.authority.clone());
+    }
+    authorities
 }
 
 #[cfg(test)]

@@ -49,11 +49,12 @@ use crate::tally::{Counts, Recent};
 use crate::time::Instant;
 use crate::wire::probe::{ModelCard, Probe, ProbeError};
 use adapters::Adapters;
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use departed::Departed;
-use found::{Found, by_address};
+use found::{Found, authorities, by_address};
 use knowledge::FirstModel;
 use log::{info, warn};
 use names::Names;
@@ -182,6 +183,9 @@ pub(crate) struct Fleet {
     rounds: Rounds,
     /// Upstreams of which a backend has listed its models.
     listed: BTreeSet<u16>,
+    /// What operators call an upstream, by its number: of backends that several resolve to, the
+    /// spec says one of these only.
+    authorities: BTreeMap<u16, String>,
     first_model: Option<FirstModel>,
     discovered: bool,
     pub(crate) departed: Departed,
@@ -207,6 +211,7 @@ impl Fleet {
             names: Names::default(),
             rounds: Rounds::default(),
             listed: BTreeSet::new(),
+            authorities: BTreeMap::new(),
             first_model: None,
             discovered: false,
             departed: Departed::default(),
@@ -240,6 +245,7 @@ impl Fleet {
     /// The whole list of backends, as the upstreams' names resolve now.
     pub(crate) fn discovered(&mut self, specs: &[BackendSpec], now: Instant) {
         let (mut found, places) = by_address(specs);
+        self.authorities = authorities(specs);
         for at in 0..self.backends.len() {
             let backend = &mut self.backends[at];
             let place = places.get(&backend.spec.address);

@@ -224,6 +224,7 @@ fn who_asks_for_a_key_and_who_resolves_names_are_drained_as_well() {
 #[case::ip_6(Some("[::1]:8000"), Ok("[::1]:8000"))]
 #[case::socket(Some("unix:/run/vllm"), Ok("unix:/run/vllm"))]
 #[case::upstream(Some("One:8000"), Ok("10.0.0.1:8000"))]
+#[case::second_upstream_of_an_address(Some("also:8000"), Ok("10.0.0.1:8000"))]
 #[case::upstream_of_several(
     Some("two"),
     Err((400, "`two` is several backends. Name one by its address: 10.0.0.2:80, [::1]:8000."))
@@ -238,7 +239,7 @@ fn a_backend_is_named_by_its_address_or_its_upstream(
     #[case] wanted: Option<&str>,
     #[case] expected: Result<&str, (u16, &str)>,
 ) {
-    let mut rig = Rig::new(Config { upstreams: 3, ..Config::default() });
+    let mut rig = Rig::new(Config { upstreams: 4, ..Config::default() });
     let tcp = |text: &str| Address::Tcp(text.parse().expect("an address"));
     let one = |upstream, address, authority: &str| BackendSpec {
         upstream,
@@ -252,6 +253,7 @@ fn a_backend_is_named_by_its_address_or_its_upstream(
         one(1, tcp("10.0.0.2:80"), "two"),
         one(1, tcp("[::1]:8000"), "two"),
         one(2, Address::Unix("/run/vllm".to_string()), "localhost"),
+        one(3, tcp("10.0.0.1:8000"), "also:8000"),
     ]));
     let draining = |rig: &Rig| {
         let drains = rig.engine.fleet.backends().iter().filter(|one| one.drain.is_on());
