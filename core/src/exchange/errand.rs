@@ -12,6 +12,7 @@ use crate::wire::body::{BodyReader, Framing, Kind};
 use crate::wire::forward::{self, ClientFraming};
 use crate::wire::head::{HeadEnd, parse_response};
 use crate::wire::merge::Reply;
+use crate::wire::way::Says;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -24,6 +25,8 @@ pub(super) struct Client {
     pub(super) minor: u8,
     pub(super) keep_alive: bool,
     pub(super) is_head: bool,
+    /// Whether it asks which way its request goes; of several it is not told.
+    pub(super) explains: bool,
 }
 
 /// One backend's part.
@@ -234,7 +237,8 @@ impl Errand {
 
     /// The answer that a head begins; `None` if it only informs.
     fn parse(&self, head: &[u8]) -> Result<Option<(Heard, BodyReader)>, Failure> {
-        let Client { minor, keep_alive, is_head } = self.client;
+        let Client { minor, keep_alive, is_head, explains } = self.client;
+        let says = if explains { Says::Nobody } else { Says::Backend };
         let parsed = parse_response(head, is_head, |head| {
             let framing = forward::client_framing(head.framing, minor);
             let close = !keep_alive || framing == ClientFraming::UntilClose;
@@ -242,7 +246,7 @@ impl Errand {
             // RFC 9112 section 6.1: an HTTP/1.0 client gets no Transfer-Encoding, not even where
             // there is no body.
             let shown = if minor == 0 { ClientFraming::UntilClose } else { framing };
-            forward::response(&mut emitted, &head, shown, close, !close && minor == 0, None);
+            forward::response(&mut emitted, &head, shown, close, !close && minor == 0, says);
             let reply = Reply { status: head.status, head: emitted, body: Vec::new() };
             let chunked = framing == ClientFraming::Rechunked
                 || (framing == ClientFraming::AsIs && head.framing == Framing::Chunked);

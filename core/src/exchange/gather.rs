@@ -55,6 +55,7 @@ impl Exchange {
             minor: self.request.minor,
             keep_alive: self.request.keep_alive && self.drain == Drain::Running,
             is_head: self.request.is_head && rule.merge != Merge::Metrics,
+            explains: self.request.told.explains,
         };
         let metrics = rule.merge == Merge::Metrics;
         let reply_bytes_max = match rule.merge {

@@ -21,6 +21,7 @@ use crate::wire::head::{HeadEnd, RequestError};
 use crate::wire::merge::Merge;
 use crate::wire::routes::{self, About, Rule};
 use crate::wire::scan::Scan;
+use crate::wire::way::Says;
 use alloc::borrow::ToOwned;
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -297,7 +298,8 @@ impl Exchange {
             }
             request.message.extend_from_slice(b"0\r\n");
             let raw = request.reader.as_ref().map(BodyReader::trailers).unwrap_or_default();
-            if let Err(why) = forward::trailers(&mut request.message, raw, self.limits.headers_max)
+            if let Err(why) =
+                forward::trailers(&mut request.message, raw, self.limits.headers_max, Says::Backend)
             {
                 return self.refuse(RequestError::Malformed(why), now);
             }

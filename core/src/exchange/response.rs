@@ -15,6 +15,7 @@ use crate::wire::forward::{self, ClientFraming};
 use crate::wire::head::{HeadEnd, parse_response};
 use crate::wire::response_id::{IdFinder, Search};
 use crate::wire::usage::UsageReader;
+use crate::wire::way::Says;
 use alloc::borrow::ToOwned;
 use alloc::string::ToString;
 use alloc::vec::Vec;
@@ -82,7 +83,11 @@ impl Exchange {
             let parsed = parse_response(head, self.request.is_head, |head| {
                 let framing = forward::client_framing(head.framing, minor);
                 let final_one = head.status >= 200 || head.status < 100;
-                let told = way.as_ref().filter(|_| final_one || head.switches);
+                let says = match &way {
+                    None => Says::Backend,
+                    Some(way) if final_one || head.switches => Says::Proxy(way),
+                    Some(_) => Says::Nobody,
+                };
                 let close = !keep_alive || framing == ClientFraming::UntilClose;
                 let keep = !close && minor == 0;
                 // RFC 9112 section 6.1: an HTTP/1.0 client gets no Transfer-Encoding, not even
@@ -94,7 +99,7 @@ impl Exchange {
                     shown,
                     close && final_one,
                     keep && final_one,
-                    told,
+                    says,
                 );
                 let events = head.status == 200 && is_event_stream(head.headers);
                 let usage = (head.status == 200).then(|| UsageReader::new(usage_at, head.headers));
@@ -254,8 +259,9 @@ impl Exchange {
             }
         }
         if done && *framing == ClientFraming::AsIs && !reader.trailers().is_empty() {
-            let headers_max = self.limits.headers_max;
-            failed |= forward::trailers(flow.own(), reader.trailers(), headers_max).is_err();
+            let (raw, headers_max) = (reader.trailers(), self.limits.headers_max);
+            let says = if self.request.told.explains { Says::Nobody } else { Says::Backend };
+            failed |= forward::trailers(flow.own(), raw, headers_max, says).is_err();
         }
         let full = attempt.held.len() > HELD_BYTES_MAX;
         let begins = match *hold {

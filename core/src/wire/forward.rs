@@ -8,7 +8,7 @@ use super::head::{RequestHead, ResponseHead, absolute, options};
 use crate::fleet::BackendSpec;
 use crate::time::Instant;
 use crate::wire::answers::{Answer, reason};
-use crate::wire::way::{Nowhere, Way, is_of_way};
+use crate::wire::way::{Nowhere, Says};
 use alloc::vec::Vec;
 use httparse::Header;
 
@@ -163,14 +163,14 @@ pub fn request_start(
 }
 
 /// Appends the head of an answer for a client. `close` says that the connection ends with it.
-/// `keep` says that an HTTP/1.0 client asked to keep it. `way` is told if the client asked.
+/// `keep` says that an HTTP/1.0 client asked to keep it. `says` is who tells it of the way.
 pub fn response(
     out: &mut Vec<u8>,
     head: &ResponseHead<'_>,
     framing: ClientFraming,
     close: bool,
     keep: bool,
-    way: Option<&Way<'_>>,
+    says: Says<'_>,
 ) {
     status_line(out, head.status, head.reason);
     let mut connection = Connection { close, keep };
@@ -185,7 +185,7 @@ pub fn response(
         if is_hop(header.name) || (is_named(header.name, &named) && !is_kept(header.name)) {
             continue;
         }
-        if way.is_some() && is_of_way(header.name) {
+        if says.drops(header.name) {
             continue;
         }
         if header.name.len() == 17 && header.name.eq_ignore_ascii_case("transfer-encoding") {
@@ -201,7 +201,7 @@ pub fn response(
     if framing == ClientFraming::Rechunked {
         line(out, "transfer-encoding", b"chunked");
     }
-    if let Some(way) = way {
+    if let Says::Proxy(way) = says {
         way.emit(out);
     }
     out.extend_from_slice(b"\r\n");
@@ -311,12 +311,18 @@ pub struct Setting {
 }
 
 /// Appends the trailer fields that may cross, with the empty line that ends them. `raw` is what
-/// [`BodyReader::trailers`](super::body::BodyReader::trailers) kept.
+/// [`BodyReader::trailers`](super::body::BodyReader::trailers) kept, `says` who tells their
+/// reader of the way.
 ///
 /// # Errors
 ///
 /// A line that is not a header field.
-pub fn trailers(out: &mut Vec<u8>, raw: &[u8], headers_max: usize) -> Result<(), &'static str> {
+pub fn trailers(
+    out: &mut Vec<u8>,
+    raw: &[u8],
+    headers_max: usize,
+    says: Says<'_>,
+) -> Result<(), &'static str> {
     const MALFORMED: &str = "a trailer field is malformed";
     if !raw.is_empty() {
         let mut section = raw.to_vec();
@@ -329,7 +335,7 @@ pub fn trailers(out: &mut Vec<u8>, raw: &[u8], headers_max: usize) -> Result<(),
         };
         for field in fields {
             // RFC 9110 section 6.5.1: fields that frame or route a message have no place here.
-            if !is_hop(field.name) && !is_kept(field.name) {
+            if !is_hop(field.name) && !is_kept(field.name) && !says.drops(field.name) {
                 line(out, field.name, field.value);
             }
         }
@@ -542,7 +548,7 @@ mod tests {
     ) {
         let mut out = Vec::new();
         parse_response(bytes, false, |head| {
-            response(&mut out, &head, framing, close, false, None);
+            response(&mut out, &head, framing, close, false, Says::Backend);
         })
         .expect("valid");
         assert_eq!(out.escape_ascii().to_string().replace("\\r\\n", "|"), expected);
@@ -585,9 +591,10 @@ mod tests {
     #[test]
     fn trailers_lose_what_frames_and_refuse_what_is_malformed() {
         let mut out = Vec::new();
-        trailers(&mut out, b"a:1\r\nContent-Length: 3\r\nB: \xe9\r\n", 256).expect("valid");
+        let mut pass = |raw: &[u8]| trailers(&mut out, raw, 256, Says::Backend);
+        assert!(pass(b"no colon\r\n").is_err());
+        assert!(pass(b"a: 1\r\n b\r\n").is_err());
+        pass(b"a:1\r\nContent-Length: 3\r\nB: \xe9\r\n").expect("valid");
         assert_eq!(out, b"a: 1\r\nB: \xe9\r\n\r\n");
-        assert!(trailers(&mut Vec::new(), b"no colon\r\n", 256).is_err());
-        assert!(trailers(&mut Vec::new(), b"a: 1\r\n b\r\n", 256).is_err());
     }
 }

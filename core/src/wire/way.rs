@@ -25,6 +25,24 @@ pub struct Way<'a> {
     pub attempts: u32,
 }
 
+/// Who says these headers in what a client gets of a backend.
+#[derive(Clone, Copy, Debug)]
+pub enum Says<'a> {
+    /// The backend: the client did not ask us, so they pass as any others.
+    Backend,
+    /// Nobody: the client did ask us, but this is no place for it.
+    Nobody,
+    /// We do, since the client asked.
+    Proxy(&'a Way<'a>),
+}
+
+impl Says<'_> {
+    /// Whether a header of a backend's is dropped, since it would be taken for our word.
+    pub(super) fn drops(&self, name: &str) -> bool {
+        !matches!(self, Self::Backend) && is_of_way(name)
+    }
+}
+
 /// Why a request came nowhere.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Nowhere {
@@ -56,9 +74,8 @@ impl Nowhere {
     }
 }
 
-/// Whether a header is one of these. What a backend says by it is not passed where ours are told:
-/// it would be taken for our word.
-pub(super) fn is_of_way(name: &str) -> bool {
+/// Whether a header is one of these.
+fn is_of_way(name: &str) -> bool {
     [BACKEND, REASON, PREDICTED, ATTEMPTS].iter().any(|told| name.eq_ignore_ascii_case(told))
 }
 

@@ -46,6 +46,49 @@ fn nothing_is_added_or_taken(#[case] access: Access, #[case] request: &str) {
     bench.idle();
 }
 
+/// What a backend may say by our names, in every place that has headers.
+const CLAIMS: &str = "HTTP/1.1 103 Early Hints|x-vllm-proxy-backend: own|a: 1||\
+     HTTP/1.1 200 OK|transfer-encoding: chunked|X-VLLM-Proxy-Reason: own|b: 2||\
+     2|hi|0|x-vllm-proxy-attempts: own|c: 3||";
+
+#[rstest]
+#[case::in_one_piece(usize::MAX)]
+#[case::byte_by_byte(1)]
+fn nobody_else_says_which_way_a_request_went(#[case] pieces: usize) {
+    for (request, expected) in [
+        ("GET /x HTTP/1.1|Host: h||", CLAIMS.into()),
+        (
+            ASKS,
+            format!(
+                "HTTP/1.1 103 Early Hints|a: 1||\
+                 HTTP/1.1 200 OK|transfer-encoding: chunked|b: 2|{}|2|hi|0|c: 3||",
+                way(0, "turn", 1)
+            ),
+        ),
+    ] {
+        let mut bench = explaining(2);
+        bench.client(http(request));
+        bench.connected();
+        for piece in http(CLAIMS).as_bytes().chunks(pieces) {
+            bench.backend(piece);
+        }
+        assert_eq!(told(&mut bench), expected);
+        bench.idle();
+    }
+}
+
+#[test]
+fn who_answers_for_several_does_not_say_it_either() {
+    let mut bench = explaining(2);
+    bench.client(http("POST /sleep HTTP/1.1|Host: h|x-vllm-proxy-explain: 1||"));
+    for backend in [0, 1] {
+        let answer = "HTTP/1.1 200 OK|x-vllm-proxy-backend: own|content-length: 2||ok";
+        bench.replies(backend, Some(&http(answer)), usize::MAX);
+    }
+    assert_eq!(told(&mut bench), "HTTP/1.1 200 OK|content-length: 2||ok");
+    bench.idle();
+}
+
 #[test]
 fn each_request_asks_for_itself() {
     let mut bench = explaining(2);
