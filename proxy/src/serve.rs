@@ -13,12 +13,17 @@ use std::collections::hash_map::RandomState;
 use std::convert::Infallible;
 use std::hash::BuildHasher;
 use std::net::{SocketAddr, TcpListener, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant as SystemInstant, SystemTime};
 use std::{io, process, thread};
 use vllm_proxy_core::config::{Access, Build, Config, Limits, Policy};
 use vllm_proxy_core::engine::{Engine, Input, Lend};
 use vllm_proxy_core::fleet::ProxyId;
+
+/// What operators have at least, when all others are done: time for any answer to be read, and less
+/// than supervisors are told to allow beyond the grace and the timeout.
+const OPERATORS_MIN: Duration = Duration::from_secs(3);
 
 /// Serves until a signal stops it. The error is one line, without what the log has said.
 pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
@@ -92,8 +97,11 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
 
     let (stopping, stop) = channel::bounded::<Infallible>(1);
     let draining = Arc::clone(&shared);
+    let stopped = Arc::new(OnceLock::new());
+    let stops = Arc::clone(&stopped);
     let first = move || {
         log::info!("stopping");
+        let _ = stops.set(SystemInstant::now());
         draining.tell(Input::Drain);
         drop(stopping);
     };
@@ -126,14 +134,19 @@ pub(crate) fn run(globals: &Globals, mut server: Server) -> Result<(), String> {
             .map_err(|error| format!("cannot start the threads for Redis: {error}"))?;
     }
     let times = Times { start, grace: server.drain_grace, timeout: server.drain_timeout };
-    if let Some(listeners) = admin {
+    let operators = admin.map(|listeners| {
         let limits = Limits { access: Access::ADMIN, ..limits.clone() };
         let engine = Arc::clone(&shared);
-        serve_operators(server.runtime, listeners, limits, times, engine)
-            .map_err(|error| format!("cannot start the thread for operators: {error}"))?;
-    }
+        Operators::serve(server.runtime, listeners, limits, times, engine)
+            .map_err(|error| format!("cannot start the thread for operators: {error}"))
+    });
+    let operators = operators.transpose()?;
     front_end(server.runtime, listeners, limits, times, shared, stop)
         .map_err(|error| format!("cannot serve: {error}"))?;
+    if let Some(operators) = operators {
+        let spent = stopped.get().map_or(Duration::ZERO, SystemInstant::elapsed);
+        operators.end(times.grace.saturating_add(times.timeout).saturating_sub(spent));
+    }
     log::info!("stopped");
     Ok(())
 }
@@ -142,23 +155,42 @@ fn address_of(listeners: &[TcpListener]) -> Option<SocketAddr> {
     listeners.first().and_then(|listener| listener.local_addr().ok())
 }
 
-/// Serves operators beside everything else, for as long as the process lives: they want to see how
-/// it stops, too.
-fn serve_operators(
-    runtime: Runtime,
-    listeners: Vec<TcpListener>,
-    limits: Limits,
-    times: Times,
-    engine: Arc<dyn Lend>,
-) -> io::Result<()> {
-    let run = move || {
-        let (_never, stop) = channel::bounded::<Infallible>(1);
-        if let Err(error) = front_end(runtime, listeners, limits, times, engine, stop) {
-            log::error!(error:%; "operators are not served any more");
+/// What operators are served by, beside everything else and for longer: they want to see how it
+/// stops, too.
+struct Operators {
+    stop: channel::Sender<Infallible>,
+    ended: mpsc::Receiver<Infallible>,
+}
+
+impl Operators {
+    fn serve(
+        runtime: Runtime,
+        listeners: Vec<TcpListener>,
+        limits: Limits,
+        times: Times,
+        engine: Arc<dyn Lend>,
+    ) -> io::Result<Self> {
+        let (stop, stopped) = channel::bounded(1);
+        let (end, ended) = mpsc::channel::<Infallible>();
+        // Whoever stops the process has waited for the grace by then.
+        let times = Times { grace: Duration::ZERO, ..times };
+        let run = move || {
+            if let Err(error) = front_end(runtime, listeners, limits, times, engine, stopped) {
+                log::error!(error:%; "operators are not served any more");
+            }
+            drop(end);
+        };
+        thread::Builder::new().name("operators".to_owned()).spawn(run)?;
+        Ok(Self { stop, ended })
+    }
+
+    /// All others are done. What operators asked for is answered, within what is left of a stop.
+    fn end(self, left: Duration) {
+        drop(self.stop);
+        if self.ended.recv_timeout(left.max(OPERATORS_MIN)) == Err(RecvTimeoutError::Timeout) {
+            log::warn!("the drain timeout passed: open connections of operators are closed");
         }
-    };
-    thread::Builder::new().name("operators".to_owned()).spawn(run)?;
-    Ok(())
+    }
 }
 
 /// When moments begin to count, and how long a stop takes.

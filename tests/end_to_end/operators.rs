@@ -1,9 +1,9 @@
 //! The address for operators, and what the main one has without and beside it.
 
-use crate::backend::Backend;
-use crate::proxy::{Proxy, Runtime, on_every_runtime};
-use crate::wire::{chat, get};
-use std::net::TcpListener;
+use crate::backend::{Backend, Gate, Then};
+use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
+use crate::wire::{chat, get, ok};
+use std::net::{TcpListener, TcpStream};
 
 const ADMIN: [&str; 2] = ["--admin", "127.0.0.1:0"];
 
@@ -42,6 +42,61 @@ fn operators_do_not_hold_up_a_stop(runtime: Runtime) {
     assert_eq!(proxy.exit(), (Some(0), String::new()));
 }
 
+/// Answers when the gate opens.
+fn slow(gate: &Gate) -> Backend {
+    let gate = gate.clone();
+    Backend::scripted(&["m"], move |wire, asked| {
+        wire.request_with(asked.head).unwrap();
+        if !gate.pass() {
+            return Then::Close;
+        }
+        wire.send(ok("late"));
+        Then::Keep
+    })
+}
+
+fn a_stop_waits_for_what_operators_asked_for(runtime: Runtime) {
+    let gate = Gate::default();
+    let backend = slow(&gate);
+    let options = ["--admin", "127.0.0.1:0", "--drain-grace", "0"];
+    let mut proxy = Proxy::before(runtime, &options, &[backend.upstream()]);
+    proxy.await_entries("backend is up", 1);
+    let (client, mut asking) = (proxy.client(), proxy.operator());
+    client.send(chat("m"));
+    asking.send(chat("m"));
+    backend.await_requests(2);
+    proxy.terminate();
+    eventually("the port is closed", || TcpStream::connect(proxy.address).is_err());
+    // As long as a client is waited for they are served as ever.
+    let mut operator = proxy.operator();
+    for path in ["/proxy/status", "/proxy/", "/proxy/live"] {
+        operator.send(get(path));
+        assert_eq!(operator.answer().unwrap().status(), 200, "{path}");
+    }
+    assert_eq!(proxy.status()["draining"], true);
+    drop(client);
+    // Nobody else is left, and one of them waits.
+    eventually("their port is closed", || TcpStream::connect(proxy.admin()).is_err());
+    gate.open();
+    assert_eq!(asking.answer().unwrap().text(), "late");
+    assert_eq!(proxy.exit(), (Some(0), String::new()));
+}
+
+fn operators_hold_up_a_stop_no_longer_than_others(runtime: Runtime) {
+    let gate = Gate::default();
+    let backend = slow(&gate);
+    let options = ["--admin", "127.0.0.1:0", "--drain-grace", "0", "--drain-timeout", "1"];
+    let mut proxy = Proxy::before(runtime, &options, &[backend.upstream()]);
+    proxy.await_entries("backend is up", 1);
+    let mut asking = proxy.operator();
+    asking.send(chat("m"));
+    backend.await_requests(1);
+    proxy.terminate();
+    assert_eq!(proxy.exit(), (Some(0), String::new()));
+    assert!(asking.answer().is_err());
+    gate.open();
+}
+
 fn the_address_for_operators_is_taken(runtime: Runtime) {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap().to_string();
@@ -55,5 +110,7 @@ on_every_runtime![
     with_an_address_for_operators_the_main_one_says_nothing,
     operators_get_all_that_clients_get,
     operators_do_not_hold_up_a_stop,
+    a_stop_waits_for_what_operators_asked_for,
+    operators_hold_up_a_stop_no_longer_than_others,
     the_address_for_operators_is_taken,
 ];

@@ -60,4 +60,21 @@ fn a_stop_ends_the_stream_in_order(runtime: Runtime) {
     panic!("the stream ends as broken");
 }
 
-on_every_runtime![who_watches_is_told_what_changes, a_stop_ends_the_stream_in_order];
+fn a_stop_ends_the_streams_of_operators_in_order(runtime: Runtime) {
+    let backend = Backend::named(&["m"], "hi");
+    let options = ["--admin", "127.0.0.1:0", "--drain-grace", "0"];
+    let mut proxy = Proxy::with(runtime, &options, &[&backend]);
+    let mut watcher = proxy.operator();
+    watcher.send(get("/proxy/events"));
+    watcher.head().unwrap();
+    assert_eq!(told(&mut watcher)["draining"], false);
+    proxy.terminate();
+    assert_eq!(proxy.exit(), (Some(0), String::new()));
+    while !event(&mut watcher).expect("the stream does not end as broken").is_empty() {}
+}
+
+on_every_runtime![
+    who_watches_is_told_what_changes,
+    a_stop_ends_the_stream_in_order,
+    a_stop_ends_the_streams_of_operators_in_order,
+];
