@@ -184,6 +184,36 @@ fn labels_count(runtime: Runtime) {
     assert_eq!(shares(), (32, 8));
 }
 
+fn who_names_an_address_once_more_is_told_that_the_first_counts(runtime: Runtime) {
+    const CLASH: &str = "upstreams of one address are one backend, as the first says";
+    let backend = Backend::named(&["m"], "hi");
+    let (address, port) = (backend.address(), backend.address().port());
+    let folder = Folder::new();
+    // At once, so that nobody reads it half written.
+    let says = |text: &str| {
+        folder.write("next", text);
+        fs::rename(folder.file("next"), folder.file("list")).unwrap();
+    };
+    let first = |weight: u32| format!("http://{address} weight={weight}\n");
+    // The same address, as IPv6 has it.
+    let second = format!("http://[::ffff:{}]:{port} weight=3\n", address.ip());
+    says(&first(2));
+    let proxy = over(runtime, &folder.file("list"), &[]);
+    proxy.await_entries("backend is up", 1);
+    for (number, (weight, clashes)) in (1..).zip([(2, 1), (3, 1), (4, 2), (5, 2)]) {
+        says(&[first(weight), second.clone()].concat());
+        proxy.await_entries("upstreams changed", number);
+        eventually("the first counts", || {
+            let status = proxy.status();
+            assert_eq!(status["backends"].as_array().map(Vec::len), Some(1), "{status}");
+            status["backends"][0]["weight"] == f64::from(weight)
+        });
+        proxy.await_entries(CLASH, clashes);
+        assert_eq!(proxy.entries(CLASH), clashes, "at weight {weight}");
+    }
+    assert_eq!(proxy.ask(&chat("m")), 200);
+}
+
 fn the_first_upstream_has_the_default_model(runtime: Runtime) {
     let answer = |name| ok(name);
     let named = |name: &'static str| Backend::answering(&[name], move |_| answer(name));
@@ -223,5 +253,6 @@ on_every_runtime![
     a_signal_has_it_read,
     a_link_may_be_swapped,
     labels_count,
+    who_names_an_address_once_more_is_told_that_the_first_counts,
     the_first_upstream_has_the_default_model,
 ];

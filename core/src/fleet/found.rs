@@ -2,10 +2,11 @@
 //!
 //! Owns how specs of one address become one backend. Does not know which of them are known.
 
-use crate::fleet::{Address, BackendSpec};
+use crate::fleet::{Address, Backend, BackendSpec};
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
+use log::warn;
 
 /// An address as it was found in a list of specs.
 pub(super) struct Found<'a> {
@@ -42,6 +43,17 @@ pub(super) fn by_address(
         }
     }
     (found, known)
+}
+
+impl Backend {
+    /// Whether its upstreams say different things of it. An operator hears of that once.
+    pub(super) fn clash(&mut self, clashes: bool) {
+        if clashes && !self.clashes {
+            let address = &self.spec.address;
+            warn!(address:%; "upstreams of one address are one backend, as the first says");
+        }
+        self.clashes = clashes;
+    }
 }
 
 /// What each upstream is called, by its number.

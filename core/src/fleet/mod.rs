@@ -75,6 +75,8 @@ pub(crate) struct Backend {
     pub(crate) spec: Arc<BackendSpec>,
     /// Every upstream that resolves to its address.
     upstreams: BTreeSet<u16>,
+    /// Whether these say different things of it.
+    clashes: bool,
     pub(crate) health: Health,
     /// The cards it listed last, in its order.
     pub(crate) models: Arc<[ModelCard]>,
@@ -114,6 +116,7 @@ impl Backend {
             id,
             spec: Arc::new(found.spec.clone()),
             upstreams: found.upstreams,
+            clashes: false,
             health: Health::new(now),
             models: Arc::default(),
             ever_listed: false,
@@ -263,6 +266,7 @@ impl Fleet {
                 backend.spec = Arc::new(kept.spec.clone());
             }
             backend.upstreams = kept.upstreams;
+            backend.clash(kept.clashes);
             backend.label(kept.drains);
             if backend.ever_listed {
                 self.listed.extend(&backend.upstreams);
@@ -277,16 +281,13 @@ impl Fleet {
             warn!(left_out = new - room; "too many backends");
         }
         for found in found.into_iter().flatten().take(room) {
-            if found.clashes {
-                let address = &found.spec.address;
-                warn!(address:%; "upstreams of one address are one backend, as the first says");
-            }
-            let drains = found.drains;
+            let (clashes, drains) = (found.clashes, found.drains);
             let mut backend = Backend::new(BackendId(self.next), found, now);
             backend.counts = self.departed.take(&backend.spec.address, now);
             backend.slot = self.index.as_mut().and_then(|index| index.join(backend.id));
             self.next += 1;
             info!(backend:% = backend.id, address:% = backend.spec.address; "backend discovered");
+            backend.clash(clashes);
             backend.label(drains);
             self.welcome_drain(&mut backend);
             self.rounds.join(backend.id);

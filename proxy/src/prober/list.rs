@@ -128,7 +128,9 @@ impl List {
     fn joined(self: &Rc<Self>, id: MemberId, listed: Listed) -> Member {
         let fixed = match &listed.upstream.place {
             Place::Unix(path) => Ok(Address::Unix(path.clone())),
-            Place::Tcp { host: Host::Ip(ip), port } => Ok(Address::Tcp((*ip, *port).into())),
+            Place::Tcp { host: Host::Ip(ip), port } => {
+                Ok(Address::Tcp((ip.to_canonical(), *port).into()))
+            }
             Place::Tcp { host: Host::Name(name), port } => Err((name.clone(), *port)),
         };
         let (known, follower) = match fixed {

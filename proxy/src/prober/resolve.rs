@@ -59,8 +59,12 @@ fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 }
 
 /// The IPv4 addresses if there are any, else the IPv6 ones: a server that has both is one backend.
-/// Sorted, since name servers shuffle them.
+/// Sorted, since name servers shuffle them. What is mapped into IPv6 (RFC 4291 section 2.5.5.2) is
+/// an IPv4 address.
 fn one_family(mut addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    for address in &mut addresses {
+        address.set_ip(address.ip().to_canonical());
+    }
     if addresses.iter().any(SocketAddr::is_ipv4) {
         addresses.retain(SocketAddr::is_ipv4);
     }
@@ -81,6 +85,7 @@ mod tests {
     #[rstest]
     #[case::mixed(&["[::1]:1", "10.0.0.2:1", "10.0.0.1:1"], &["10.0.0.1:1", "10.0.0.2:1"])]
     #[case::six(&["[::2]:1", "[::1]:1", "[::2]:1"], &["[::1]:1", "[::2]:1"])]
+    #[case::mapped(&["[::ffff:10.0.0.2]:1", "[::1]:1", "10.0.0.2:1"], &["10.0.0.2:1"])]
     #[case::none(&[], &[])]
     fn families(#[case] list: &[&str], #[case] expected: &[&str]) {
         assert_eq!(one_family(addresses(list)), addresses(expected));
