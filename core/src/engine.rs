@@ -103,9 +103,9 @@ pub enum Output {
 /// tries, whatever failed before; how often a request is tried at all is what protects engines from
 /// a request that kills them.
 ///
-/// **When a request waits.** While the first round of probes runs and its model cannot be served
-/// yet, and while the lists are refreshed because its model is unknown; together never longer
-/// than [`KNOWLEDGE_WAIT`] from [`RequestMeta::since`].
+/// **When a request waits.** While its model cannot be served and the first round of probes runs,
+/// or one that was found since has yet to be asked, and while the lists are refreshed because its
+/// model is unknown; together never longer than [`KNOWLEDGE_WAIT`] from [`RequestMeta::since`].
 ///
 /// Invariant: what a backend has in hand equals a recount of the open tickets, and is zero when
 /// there is none.
@@ -189,6 +189,11 @@ impl Engine {
             Who::Health if self.draining => Decision::Answer(Answer::empty(503)),
             Who::Health if self.fleet.any_ready() => Decision::Answer(Answer::empty(200)),
             Who::Health | Who::Models | Who::Version if unsure => later(now),
+            Who::Health | Who::Models | Who::Version
+                if patient && !self.fleet.any_takes() && self.fleet.any_newcomer() =>
+            {
+                later(now)
+            }
             Who::Health => Decision::Answer(Answer::empty(503)),
             Who::Models if patient && self.fleet.any_list_is_old() => later(now),
             Who::Models if self.fleet.any_takes() => {

@@ -67,6 +67,11 @@ impl Engine {
             return later(now).into();
         }
         if self.fleet.knows(name) {
+            // Where a name stands for other servers all at once, those that it has now are asked
+            // already, and none of the former is left.
+            if patient && self.fleet.any_newcomer() {
+                return later(now).into();
+            }
             return self.unserved(name).into();
         }
         let resolvers = self.fleet.resolves(&self.config.forward_unknown);

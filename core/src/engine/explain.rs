@@ -27,7 +27,9 @@ impl Engine {
         let asked = request.model.filter(|name| !name.is_empty()).map(ToOwned::to_owned);
         let named = asked.as_deref().map(Arc::from).or_else(|| self.default_name());
         let waits = matches!(self.plan(request, true, now), Verdict::Say(Decision::Later(_)));
-        let first = self.fleet.first_round_unfinished();
+        // Names that are known are not looked for once more.
+        let known = named.as_deref().is_none_or(|name| self.fleet.knows(name));
+        let first = known || self.fleet.first_round_unfinished();
         let waits_for = waits.then_some(if first { "first-probes" } else { "model-lists" });
         let length = named.as_deref().map(|name| self.fleet.token_length(name)).unwrap_or_default();
         let mut work = Work::of_prompt(length.work_of(request.prompt_bytes));

@@ -89,6 +89,13 @@ impl Fleet {
         self.rounds.first_unfinished()
     }
 
+    /// Whether somebody was found who may take requests as soon as he has said what he serves.
+    pub(crate) fn any_newcomer(&self) -> bool {
+        self.backends.iter().any(|backend| {
+            !backend.leaving && !backend.drain.is_on() && backend.health.state() == State::Unknown
+        })
+    }
+
     /// Whether every one of so many upstreams has listed its models at some time.
     pub(crate) fn all_listed(&self, upstreams: u16) -> bool {
         self.listed.range(..upstreams).count() == usize::from(upstreams)

@@ -185,3 +185,40 @@ fn an_answer_of_a_suspect_clears_it() {
     rig.finish(old.ticket);
     rig.finish(new.ticket);
 }
+
+#[test]
+fn who_was_just_found_is_waited_for_where_nobody_else_is() {
+    let mut rig = Rig::serving(1, &["m"]);
+    rig.handle(Input::Discovered(&[spec(0, 7)]));
+    let since = rig.now;
+    for who in [Who::Backend, Who::Health, Who::Models, Who::Version] {
+        assert!(matches!(rig.own(who), Decision::Later(_)), "{who:?}");
+    }
+    let asks = |rig: &mut Rig| rig.ask(&RequestMeta { model: Some("m"), ..request(since) });
+    assert!(matches!(asks(&mut rig), Decision::Later(_)));
+    rig.up(1, &["m"]);
+    let route = forwarded(asks(&mut rig));
+    assert_eq!(route.backend, BackendId(1));
+    rig.finish(route.ticket);
+    // Nobody waits for a newcomer while another would do.
+    rig.handle(Input::Discovered(&[spec(0, 7), spec(0, 8)]));
+    assert_eq!(answered(rig.own(Who::Models)).0, 200);
+    let route = rig.forward("m");
+    assert_eq!(route.backend, BackendId(1));
+    rig.finish(route.ticket);
+}
+
+#[test]
+fn nobody_waits_for_long_nor_for_who_is_drained_or_does_not_answer() {
+    let mut rig = Rig::serving(1, &["m"]);
+    rig.handle(Input::Discovered(&[spec(0, 7)]));
+    let since = rig.now;
+    rig.sleep(2_000);
+    let late = rig.ask(&RequestMeta { model: Some("m"), ..request(since) });
+    assert_eq!(refused(late), down("m"));
+    rig.down(1);
+    assert_eq!(refused(rig.route(Some("m"))), down("m"), "it was asked");
+    let drain = Labels { drain: true, ..Labels::default() };
+    rig.handle(Input::Discovered(&[BackendSpec { labels: drain, ..spec(0, 8) }]));
+    assert_eq!(refused(rig.route(Some("m"))), down("m"));
+}
