@@ -9,6 +9,12 @@ use smol::future::FutureExt;
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::rc::Rc;
+use std::time::Duration;
+
+/// How long a look-up may take. Those of glibc 2.41 end by themselves, after 10 seconds unless
+/// `resolv.conf` says otherwise, but for one: whoever asks by TCP, as for more addresses than a
+/// datagram of 512 bytes holds, waits for ever for a server that vanished meanwhile.
+const LOOK_UP_MAX: Duration = Duration::from_secs(60);
 
 /// Looks one name up, until it is dropped. Tells a change of state once. A name that hangs holds up
 /// no other, unless as many hang as the pool has threads (500).
@@ -20,12 +26,12 @@ pub(super) async fn follow(
     port: u16,
 ) {
     let upstream = upstream.as_str();
-    let mut failing = false;
+    let (mut failing, mut limit) = (false, LOOK_UP_MAX);
     loop {
         // What is wanted while it is being looked up, is wanted anew: the answer may be old.
         let at_once = list.at_once();
         let asked = name.clone();
-        match smol::unblock(move || look_up(&asked, port)).await {
+        match within(limit, smol::unblock(move || look_up(&asked, port))).await {
             Ok(addresses) => {
                 let count = addresses.len();
                 if list.answered(id, Some(addresses)) {
@@ -33,9 +39,13 @@ pub(super) async fn follow(
                 } else if failing {
                     log::info!(upstream; "upstream resolves again");
                 }
-                failing = false;
+                (failing, limit) = (false, LOOK_UP_MAX);
             }
             Err(error) => {
+                if error.kind() == io::ErrorKind::TimedOut {
+                    // Its thread is lost: of those there are not so many.
+                    limit = limit.saturating_mul(2);
+                }
                 list.answered(id, None);
                 if !failing {
                     log::warn!(upstream, error:%; "upstream does not resolve");
@@ -48,6 +58,15 @@ pub(super) async fn follow(
         };
         interval.or(at_once).await;
     }
+}
+
+/// What comes of a look-up, if that ends. One that does not keeps its thread.
+async fn within<T>(limit: Duration, look_up: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    let end = async {
+        Timer::after(limit).await;
+        Err(io::Error::new(io::ErrorKind::TimedOut, "the look-up does not end"))
+    };
+    look_up.or(end).await
 }
 
 fn look_up(name: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -89,6 +108,14 @@ mod tests {
     #[case::none(&[], &[])]
     fn families(#[case] list: &[&str], #[case] expected: &[&str]) {
         assert_eq!(one_family(addresses(list)), addresses(expected));
+    }
+
+    #[test]
+    fn a_look_up_that_never_ends_is_given_up() {
+        let never = within(Duration::from_millis(1), smol::future::pending::<io::Result<()>>());
+        assert_eq!(smol::block_on(never).unwrap_err().kind(), io::ErrorKind::TimedOut);
+        let late = Duration::from_secs(3_600);
+        assert!(smol::block_on(within(late, async { Ok(()) })).is_ok());
     }
 
     #[test]
