@@ -13,6 +13,7 @@ mod learn;
 mod plan;
 mod several;
 mod share;
+mod shown;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ use alloc::vec::Vec;
 use log::debug;
 use plan::{Seen, Verdict};
 use share::Sharing;
+use shown::Shown;
 
 /// How soon a request that waits for knowledge asks again. Far below what a person or a health
 /// check notices, and 2 s of it are a hundred calls.
@@ -127,6 +129,7 @@ pub struct Engine {
     draining: bool,
     waits: Waits,
     totals: Totals,
+    shown: Shown,
 }
 
 impl Engine {
@@ -148,6 +151,7 @@ impl Engine {
             draining: false,
             waits: Waits::default(),
             totals: Totals::default(),
+            shown: Shown::default(),
         }
     }
 
@@ -208,7 +212,7 @@ impl Engine {
             }
             Who::Live => Decision::Answer(Answer::empty(200)),
             Who::Page => Decision::Answer(page::answer()),
-            Who::Status | Who::Events => Decision::Status(Box::new(self.status(now))),
+            Who::Status | Who::Events => self.tell_status(now),
             // Whoever asks what it would be told learns that it is told this.
             Who::Explain => Decision::Answer(Answer::empty(200)),
             Who::Acts(act) => self.act(act, request.narrow, now),
@@ -401,8 +405,14 @@ impl Engine {
             Input::Link(link) => self.link(link, now),
             Input::Replica(report) => self.report(report),
             Input::LogDropped(count) => self.totals.log_entries_dropped = count,
-            Input::Drain => self.draining = true,
-            Input::Timeout => self.fleet.ask(now),
+            Input::Drain => {
+                self.draining = true;
+                self.shown.change();
+            }
+            Input::Timeout => {
+                self.fleet.ask(now);
+                self.shown.expire(now);
+            }
         }
     }
 

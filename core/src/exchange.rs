@@ -32,6 +32,7 @@ mod realtime;
 mod request;
 mod response;
 mod scanner;
+mod shown;
 #[cfg(test)]
 pub(crate) mod tests;
 mod watch;
@@ -41,7 +42,7 @@ pub use errand::{Errand, Said};
 pub use words::{Drain, End, Input, Interest, Output, Side};
 
 use crate::config::Limits;
-use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route, Who};
+use crate::route::{Decision, Doubt, Failure, Outcome, Refusal, Route};
 use crate::time::Instant;
 use crate::wire::answers::Answer;
 use crate::wire::forward;
@@ -57,6 +58,7 @@ use orders::{After, Kept, Order, Piece};
 use pipe::Pipe;
 use realtime::Realtime;
 use request::Request;
+use shown::Inset;
 
 /// What a client may send ahead of its turn (pipelining) before it is read no further. That it
 /// leaves is seen all the same, unless it sent more than the kernel takes.
@@ -115,6 +117,8 @@ pub struct Exchange {
     /// Our own bytes for the client, of which `out_sent` have been handed over.
     out: Vec<u8>,
     out_sent: usize,
+    /// Text among them that others have as well.
+    inset: Option<Box<Inset>>,
     /// Bytes the runtime took by `Relay` and has not yet reported as sent.
     in_hand: usize,
     /// Whether the rest for a side was offered since the last input.
@@ -144,6 +148,7 @@ impl Exchange {
             pieces: VecDeque::new(),
             out: Vec::new(),
             out_sent: 0,
+            inset: None,
             in_hand: 0,
             offered_client: false,
             offered_upstream: false,
@@ -214,7 +219,7 @@ impl Exchange {
     /// The next thing to do; `None` when there is nothing left but to wait.
     pub fn poll_output(&mut self) -> Option<Output<'_>> {
         // What a client learns from an answer it may use at once, on another connection.
-        if let Some(Order::Heard(..) | Order::Owns(..)) = self.orders.front() {
+        if let Some(Order::Heard(..) | Order::Owns(..) | Order::Shown(_)) = self.orders.front() {
             return self.poll_order();
         }
         if let Some(Piece { own_until, read }) = self.pieces.pop_front() {
@@ -222,9 +227,9 @@ impl Exchange {
             self.in_hand += own_until - from + read.len();
             return Some(Output::Relay { before: &self.out[from..own_until], read });
         }
-        if !self.offered_client && self.out_sent < self.out.len() {
+        if !self.offered_client && !self.next_unsent().is_empty() {
             self.offered_client = true;
-            return Some(Output::Send(Side::Client, &self.out[self.out_sent..]));
+            return Some(Output::Send(Side::Client, self.next_unsent()));
         }
         if !self.offered_upstream
             && let Some(range) = self.attempt.as_ref().and_then(Attempt::unsent)
@@ -254,6 +259,7 @@ impl Exchange {
                 Order::Owns(backend, id) => Output::Owns(backend, id),
                 Order::Settle(ticket, outcome) => Output::Settle(ticket, outcome),
                 Order::Declined(status) => Output::Declined(status),
+                Order::Shown(text) => Output::Shown(text),
                 Order::Gather(errands, until) => Output::Gather(errands, until),
                 Order::Heard(echoes, adapter) => Output::Heard(echoes, adapter),
                 Order::Connect => match &self.attempt {
@@ -350,10 +356,8 @@ impl Exchange {
             Decision::Later(at) => self.phase = Phase::Later(at),
             Decision::Accept => self.accept_websocket(now),
             Decision::Answer(answer) => self.answer(&answer, now),
-            Decision::Status(status) if self.request.rule().who == Who::Events => {
-                self.watched(&status, now);
-            }
-            Decision::Status(status) => self.answer(&status.answer(), now),
+            Decision::Status(status) => self.status(&status, now),
+            Decision::Shown(text) => self.shown(text, now),
             Decision::Explained(explained) => self.explained(&explained, now),
             Decision::Gather(gathering) => self.gather(gathering, now),
             Decision::Refuse(refusal) if self.realtime.is_some() => {
@@ -374,13 +378,14 @@ impl Exchange {
 
     /// Answers the request ourselves.
     fn answer(&mut self, answer: &Answer, now: Instant) {
-        self.say(answer, false, now);
+        self.say(answer, None, false, now);
     }
 
-    fn say(&mut self, answer: &Answer, unread: bool, now: Instant) {
+    fn say(&mut self, answer: &Answer, apart: Option<usize>, unread: bool, now: Instant) {
         let keep = self.request.keep_alive && self.drain == Drain::Running;
         let setting = forward::Setting {
             to_head: self.request.is_head,
+            apart,
             unread,
             close: !keep,
             keep: keep && self.request.minor == 0,

@@ -75,6 +75,10 @@ impl World {
                 self.errands = errands;
                 None
             }
+            Output::Shown(text) => {
+                self.engine.show(text, now);
+                None
+            }
             Output::Declined(status) => {
                 self.engine.declined(status);
                 None

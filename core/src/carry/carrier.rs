@@ -178,6 +178,10 @@ impl<H: Host> Carrier<H> {
                     ask(host, routed_in, |engine| engine.declined(status));
                     continue;
                 }
+                Output::Shown(text) => {
+                    host.with_engine(|engine| engine.show(text, now));
+                    continue;
+                }
                 Output::Reserve(share, bytes) => {
                     Input::Reserved(host.with_engine(|engine| engine.reserve(share, bytes)))
                 }

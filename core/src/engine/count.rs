@@ -28,8 +28,8 @@ impl Engine {
                 self.totals.own[Own::Answer as usize] += 1
             }
             // One who watches asks again and again, and has no end.
-            Decision::Status(_) if request.who == Who::Events => {}
-            Decision::Status(_) => self.totals.own[Own::Status as usize] += 1,
+            Decision::Status(_) | Decision::Shown(_) if request.who == Who::Events => {}
+            Decision::Status(_) | Decision::Shown(_) => self.totals.own[Own::Status as usize] += 1,
             Decision::Gather(_) => self.totals.own[Own::Merged as usize] += 1,
             Decision::Refuse(refusal) => self.count_refused(refusal.reason()),
             // Of the first two, what becomes of the ticket is counted, or the next question.

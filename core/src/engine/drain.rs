@@ -42,6 +42,7 @@ impl Engine {
         };
         if changed {
             self.tell_of(id);
+            self.shown.change();
         }
         let Some(backend) = self.fleet.backend_mut(id) else {
             return Decision::Refuse(Refusal::Starting);

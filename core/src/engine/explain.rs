@@ -57,6 +57,7 @@ impl Engine {
             }
             Verdict::Say(
                 Decision::Status(_)
+                | Decision::Shown(_)
                 | Decision::Explained(_)
                 | Decision::Accept
                 | Decision::Later(_)

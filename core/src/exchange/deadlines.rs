@@ -25,7 +25,7 @@ impl Exchange {
     fn stalled(&self) -> Option<Wake> {
         let owes = self.client_owes_reading() && !matches!(self.phase, Phase::Closed);
         owes.then(|| Wake {
-            at: self.client_at + self.limits.write_timeout,
+            at: self.client_at + self.patience(&self.limits),
             why: "the client takes nothing",
         })
     }

@@ -26,6 +26,7 @@ impl Exchange {
                 | Order::FirstByte
                 | Order::Owns(..)
                 | Order::Declined(_)
+                | Order::Shown(_)
                 | Order::Gather(..)
                 | Order::Heard(..)
                 | Order::Connect
@@ -65,6 +66,7 @@ impl Exchange {
                 | Order::Owns(..)
                 | Order::Heard(..)
                 | Order::Declined(_)
+                | Order::Shown(_)
                 | Order::Settle(..)
                 | Order::Release { .. }
                 | Order::Shutdown
@@ -88,6 +90,7 @@ impl Exchange {
         self.pieces.clear();
         self.out.clear();
         self.out_sent = 0;
+        self.inset = None;
         self.orders.push_back(Order::Close { reset });
     }
 }

@@ -57,7 +57,7 @@ impl Exchange {
     /// Our bytes and the runtime's that have not left towards the client.
     pub(super) fn unsent(&self) -> usize {
         let read: usize = self.pieces.iter().map(|piece| piece.read.len()).sum();
-        self.in_hand + self.out.len() - self.out_sent + read
+        self.in_hand + self.out.len() - self.out_sent + read + self.inset_unsent().len()
     }
 
     pub(super) fn client_owes_reading(&self) -> bool {
@@ -71,10 +71,11 @@ impl Exchange {
         }
         let relayed = bytes.min(self.in_hand);
         self.in_hand -= relayed;
-        self.out_sent = (self.out_sent + bytes - relayed).min(self.out.len());
+        self.own_sent(bytes - relayed);
         if self.unsent() == 0 {
             self.out.clear();
             self.out_sent = 0;
+            self.inset = None;
             shrink(&mut self.out);
             // A slow client is not the backend's fault.
             if let Some(attempt) = &mut self.attempt {

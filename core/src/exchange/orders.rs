@@ -7,6 +7,7 @@ use crate::fleet::BackendId;
 use crate::route::{AdapterChange, Echo, Failure, Outcome, Share, Ticket};
 use crate::time::Instant;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -21,6 +22,7 @@ pub(super) enum Order {
     Owns(BackendId, String),
     Settle(Ticket, Outcome),
     Declined(u16),
+    Shown(Arc<Vec<u8>>),
     Gather(Vec<Errand>, Instant),
     Heard(Vec<Echo>, Option<AdapterChange>),
     Connect,

@@ -335,7 +335,7 @@ impl Exchange {
         self.withdraw();
         self.request.keep_alive = false;
         self.orders.push_back(Order::Declined(answer.status));
-        self.say(answer, true, now);
+        self.say(answer, None, true, now);
         self.after = After::Linger;
     }
 }

@@ -12,6 +12,7 @@ mod own;
 mod pipe;
 mod realtime;
 mod requests;
+mod shown;
 mod splits;
 mod stopping;
 pub(crate) mod texts;

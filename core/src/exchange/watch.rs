@@ -7,41 +7,34 @@
 //! one that reads nothing is gone like any other.
 
 use super::{After, Drain, Exchange, Order, Phase};
-use crate::time::{Duration, Instant};
+use crate::time::Instant;
 use crate::wire::forward;
-use crate::wire::status::Status;
-
-/// How often there is an event: as often as people look. Each costs a copy of what the engine
-/// knows.
-const EVERY: Duration = Duration::from_secs(1);
-/// Events longer than this come as much less often: a megabyte a second would be more than what a
-/// fleet answers. The page knows it as well, so that it does not take itself for cut off.
-pub(super) const EVERY_BYTES: usize = 256 << 10;
+use crate::wire::status::every;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 impl Exchange {
     /// How it stands, as the next event.
-    pub(super) fn watched(&mut self, status: &Status, now: Instant) {
+    pub(super) fn watched(&mut self, text: Arc<Vec<u8>>, now: Instant) {
         let chunked = self.request.minor > 0;
         if !self.request.is_watched {
             self.request.is_watched = true;
             let unix_micros = forward::unix_micros(self.limits.epoch_micros, now);
             forward::own_events(&mut self.out, chunked, unix_micros / 1_000_000);
         }
-        let json = status.answer().body;
         const BEFORE: &[u8] = b"data: ";
         const BEHIND: &[u8] = b"\n\n";
-        let len = BEFORE.len() + json.len() + BEHIND.len();
+        let len = text.len();
         if chunked {
-            forward::chunk_size(&mut self.out, len as u64);
+            forward::chunk_size(&mut self.out, (BEFORE.len() + len + BEHIND.len()) as u64);
         }
-        for part in [BEFORE, &json, BEHIND] {
-            self.out.extend_from_slice(part);
-        }
+        self.out.extend_from_slice(BEFORE);
+        self.inset(text);
+        self.out.extend_from_slice(BEHIND);
         if chunked {
             self.out.extend_from_slice(b"\r\n");
         }
-        let times = u32::try_from(len / EVERY_BYTES).unwrap_or(u32::MAX).saturating_add(1);
-        self.phase = Phase::Watching(now + EVERY.saturating_mul(times));
+        self.phase = Phase::Watching(now + every(len));
         if self.drain == Drain::Closing {
             self.watch_ends(now);
         }

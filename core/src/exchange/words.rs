@@ -94,6 +94,8 @@ pub enum Output<'a> {
     Settle(Ticket, Outcome),
     /// Tell the engine that a request was refused, with this status, before its end was read.
     Declined(u16),
+    /// Tell the engine how it stands, as text: the next readers of it get the same.
+    Shown(Arc<Vec<u8>>),
     /// Run all these errands side by side, each on a connection of its own, and say
     /// [`Input::Gathered`] when all have ended or the moment has come. [`Output::Release`] drops
     /// them.

@@ -198,6 +198,8 @@ pub enum Decision {
     Answer(Answer),
     /// The proxy answers by what it says of itself.
     Status(Box<Status>),
+    /// The same, as text that was made of it for somebody else a moment ago.
+    Shown(Arc<Vec<u8>>),
     /// The proxy answers by what a request would come to.
     Explained(Box<Explained>),
     /// Ask these backends, side by side, and merge what they say.

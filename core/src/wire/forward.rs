@@ -243,7 +243,8 @@ pub fn own_answer(out: &mut Vec<u8>, answer: &Answer, setting: &Setting) {
     if let Some(seconds) = answer.retry_after {
         number_line(out, "retry-after", seconds.into());
     }
-    number_line(out, "content-length", answer.body.len() as u64);
+    let len = setting.apart.unwrap_or(answer.body.len());
+    number_line(out, "content-length", len as u64);
     if let Some(kind) = answer.content_type {
         line(out, "content-type", kind.as_bytes());
     }
@@ -298,6 +299,8 @@ pub fn own_switch(out: &mut Vec<u8>, accept: &[u8], unix_secs: u64) {
 pub struct Setting {
     /// A HEAD, whose answer has no body.
     pub to_head: bool,
+    /// How long the body is, where it follows apart.
+    pub apart: Option<usize>,
     /// A request that was not read to its end: uvicorn refuses these before vLLM hears of them.
     pub unread: bool,
     /// Whether the connection ends with it.

@@ -15,6 +15,21 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use serde::Serialize;
 
+/// How often whoever watches is told: as often as people look. Each time costs a copy of what the
+/// engine knows.
+const EVERY: Duration = Duration::from_secs(1);
+/// Text longer than this is told as much less often, and one text to all who ask meanwhile: a
+/// megabyte a second would be more than what a fleet answers, and what readers hold that take
+/// nothing does not grow with their number. The page knows it as well, so that it does not take
+/// itself for cut off.
+pub const LONG_BYTES: usize = 256 << 10;
+
+/// How long text of so many bytes is as good as new.
+pub fn every(len: usize) -> Duration {
+    let times = u32::try_from(len / LONG_BYTES).unwrap_or(u32::MAX).saturating_add(1);
+    EVERY.saturating_mul(times)
+}
+
 /// How it stands at one moment. Copying it out of the engine takes a third of a microsecond a
 /// backend; text is made of it elsewhere.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -123,6 +123,7 @@ impl Proxy {
             Decision::Answer(_)
             | Decision::Gather(_)
             | Decision::Status(_)
+            | Decision::Shown(_)
             | Decision::Explained(_)
             | Decision::Accept
             | Decision::Refuse(_) => {

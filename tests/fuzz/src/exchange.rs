@@ -246,6 +246,10 @@ impl Bench {
                 self.engine.heard(&echoes, adapter, self.now);
                 return true;
             }
+            Output::Shown(text) => {
+                self.engine.show(text, self.now);
+                return true;
+            }
             Output::Declined(status) => {
                 self.engine.declined(status);
                 return true;

@@ -92,6 +92,7 @@ fn names_that_nobody_lists_make_no_series() {
             other @ (Decision::Answer(_)
             | Decision::Explained(_)
             | Decision::Status(_)
+            | Decision::Shown(_)
             | Decision::Gather(_)
             | Decision::Accept
             | Decision::Later(_)) => panic!("{other:?}"),

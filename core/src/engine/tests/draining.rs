@@ -104,8 +104,7 @@ fn who_is_drained_is_not_told_to_take_requests() {
         rig.drain(drained);
         let decision = rig.own(Who::Status);
         let Decision::Status(status) = decision else { panic!("not a status: {decision:?}") };
-        let json: serde_json::Value =
-            serde_json::from_slice(&status.answer().body).expect("it is JSON");
+        let json: serde_json::Value = serde_json::from_slice(&status.text()).expect("it is JSON");
         json["models"].clone()
     };
     assert_eq!(models(0), serde_json::json!([{ "name": "m", "up": 1, "known": 2 }]));
@@ -160,6 +159,7 @@ fn the_last_one_of_a_model_is_drained_when_an_operator_says_so() {
             | Decision::Forward(_)
             | Decision::Gather(_)
             | Decision::Status(_)
+            | Decision::Shown(_)
             | Decision::Explained(_)
             | Decision::Later(_)
             | Decision::Accept) => answered(other).0,

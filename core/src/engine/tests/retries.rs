@@ -23,6 +23,7 @@ fn fail(rig: &mut Rig, retry: Retry, failures: &[Failure]) -> (Vec<u32>, Option<
             other @ (Decision::Answer(_)
             | Decision::Gather(_)
             | Decision::Status(_)
+            | Decision::Shown(_)
             | Decision::Explained(_)
             | Decision::Later(_)
             | Decision::Accept) => {

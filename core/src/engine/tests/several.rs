@@ -12,6 +12,7 @@ fn gathered(decision: Decision) -> Vec<u32> {
         other @ (Decision::Forward(_)
         | Decision::Answer(_)
         | Decision::Status(_)
+        | Decision::Shown(_)
         | Decision::Explained(_)
         | Decision::Refuse(_)
         | Decision::Later(_)

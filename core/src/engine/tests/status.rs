@@ -2,9 +2,9 @@
 
 use super::*;
 use crate::fleet::{About, BackendName, InHand, ProxyId, Update};
-use crate::route::Gathering;
+use crate::route::{Act, Gathering, Narrow};
 use crate::wire::facts::{BackendFacts, Facts, SharingFacts};
-use crate::wire::status::Status;
+use crate::wire::status::{LONG_BYTES, Status};
 
 impl Rig {
     fn status(&mut self) -> Status {
@@ -120,4 +120,42 @@ fn backends_are_told_of_in_every_state() {
     assert_eq!((status.sharing, status.index), (None, None));
     assert_eq!(status.now, rig.now);
     assert_eq!(answered(rig.own(Who::Live)).0, 200);
+}
+
+/// Whether whoever asks now is told what was told before.
+fn is_same(rig: &mut Rig, text: &Arc<Vec<u8>>) -> bool {
+    matches!(rig.own(Who::Status), Decision::Shown(shown) if Arc::ptr_eq(&shown, text))
+}
+
+#[test]
+fn long_text_is_told_to_all_until_it_is_old() {
+    let mut rig = Rig::serving(2, &["m"]);
+    let short = Arc::new(vec![b' '; LONG_BYTES]);
+    rig.engine.show(Arc::clone(&short), rig.now);
+    assert!(!is_same(&mut rig, &short), "it is made in no time");
+    let long = Arc::new(vec![b' '; LONG_BYTES + 1]);
+    rig.engine.show(Arc::clone(&long), rig.now);
+    rig.sleep(1_999);
+    assert!(is_same(&mut rig, &long));
+    rig.sleep(1);
+    rig.handle(Input::Timeout);
+    assert_eq!(Arc::strong_count(&long), 1, "nobody keeps it");
+    assert!(!is_same(&mut rig, &long));
+}
+
+#[test]
+fn what_an_operator_changed_is_told_at_once() {
+    let mut rig = Rig::serving(2, &["m"]);
+    let long = Arc::new(vec![b' '; LONG_BYTES + 1]);
+    let address = spec(0, 1).address.to_string();
+    let narrow = Narrow { backend: Some(address), model: None };
+    for (act, same) in [(Act::Drain, false), (Act::Drain, true), (Act::Undrain, false)] {
+        rig.engine.show(Arc::clone(&long), rig.now);
+        let order = RequestMeta { who: Who::Acts(act), narrow: Some(&narrow), ..request(rig.now) };
+        assert_eq!(answered(rig.ask(&order)).0, 200);
+        assert_eq!(is_same(&mut rig, &long), same, "{act:?}");
+    }
+    rig.engine.show(Arc::clone(&long), rig.now);
+    rig.handle(Input::Drain);
+    assert!(!is_same(&mut rig, &long));
 }

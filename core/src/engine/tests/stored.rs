@@ -22,6 +22,7 @@ fn search(rig: &mut Rig, who: Who, response: &str) -> Vec<(u32, Reason)> {
             other @ (Decision::Answer(_)
             | Decision::Gather(_)
             | Decision::Status(_)
+            | Decision::Shown(_)
             | Decision::Explained(_)
             | Decision::Later(_)
             | Decision::Accept) => {
@@ -161,6 +162,7 @@ fn forwarded_or_answered(decision: Decision) -> &'static str {
         Decision::Answer(_) => "answered",
         Decision::Gather(_)
         | Decision::Status(_)
+        | Decision::Shown(_)
         | Decision::Explained(_)
         | Decision::Refuse(_)
         | Decision::Later(_)

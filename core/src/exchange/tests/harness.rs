@@ -481,6 +481,11 @@ impl Bench {
                 while self.engine.poll_output().is_some() {}
                 return true;
             }
+            Output::Shown(text) => {
+                log.push_back("show".into());
+                self.engine.show(text, self.now);
+                return true;
+            }
             Output::Declined(status) => {
                 self.engine.declined(status);
                 return true;
@@ -541,7 +546,7 @@ pub(crate) fn unprobed(backends: u32, body_memory: u64, now: Instant) -> Engine 
     let specs: Vec<BackendSpec> = (0..backends)
         .map(|id| BackendSpec {
             upstream: 0,
-            address: Address::Tcp(SocketAddr::from(([10, 0, 0, id as u8], 80))),
+            address: Address::Tcp(SocketAddr::from(([10, 0, (id >> 8) as u8, id as u8], 80))),
             authority: format!("b{id}"),
             prefix: String::new(),
             labels: Labels::default(),

@@ -40,7 +40,7 @@ fn told(bench: &Bench) -> (String, Vec<serde_json::Value>) {
 fn the_page_knows_how_much_less_often_long_events_come() {
     let page = crate::wire::page::answer().body;
     let page = core::str::from_utf8(&page).expect("it is text");
-    let slower = format!("const SLOWER = {};", crate::exchange::watch::EVERY_BYTES);
+    let slower = format!("const SLOWER = {};", crate::wire::status::LONG_BYTES);
     assert!(page.contains(&slower), "{slower}");
     assert!(page.contains("1000 * (1 + Math.floor(data.length / SLOWER))"));
 }
@@ -138,13 +138,15 @@ fn bench_says_it_drains(events: &str) {
 }
 
 #[test]
-fn a_stop_does_not_wait_for_who_reads_nothing_longer_than_for_others() {
+fn a_stop_does_not_wait_for_who_reads_nothing() {
     let mut bench = watching();
     bench.client_takes = Takes::Bytes(0);
     bench.secs(1);
     bench.drain(Drain::Closing);
     bench.skip();
-    bench.secs(60);
+    bench.wait(Duration::from_millis(1_999));
+    bench.expect::<&str>(&[]);
+    bench.wait(Duration::from_millis(1));
     bench.expect(&["reset"]);
     bench.over();
 }

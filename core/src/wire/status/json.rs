@@ -7,7 +7,6 @@ use super::{BackendStatus, IndexStatus, Status};
 use crate::fleet::{Address, BackendSpec};
 use crate::tally::{Ending, Fault, Own, Recent, Refused, Summary};
 use crate::time::Instant;
-use crate::wire::answers::Answer;
 use crate::wire::facts::SharingFacts;
 use crate::wire::probe::ModelCard;
 use alloc::collections::BTreeMap;
@@ -24,10 +23,9 @@ pub(super) const MODELS_MAX: usize = 100;
 pub(super) const MODELS_OF_FLEET_MAX: usize = 1_000;
 
 impl Status {
-    /// The whole answer.
-    pub fn answer(&self) -> Answer {
-        let body = serde_json::to_vec(&self.json());
-        Answer::json(200, body.expect("text and finite numbers have a JSON form"))
+    /// All of it.
+    pub fn text(&self) -> Vec<u8> {
+        serde_json::to_vec(&self.json()).expect("text and finite numbers have a JSON form")
     }
 
     fn json(&self) -> Json<'_> {
