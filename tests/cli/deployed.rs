@@ -128,3 +128,41 @@ fn versions_are_this_one() {
     let changes = read("CHANGELOG.md");
     assert!(changes.contains(&format!("## [{version}]")), "CHANGELOG.md does not know {version}");
 }
+
+/// Kustomize takes no file from outside of an overlay, and nothing else makes one of the other.
+#[test]
+fn rules_are_the_same_in_kubernetes() {
+    let indented = |line: &str| if line.is_empty() { String::new() } else { format!("  {line}") };
+    let rules = read("deploy/alerts.yaml");
+    let (_, rules) = rules.split_once("\ngroups:\n").unwrap();
+    let rules: Vec<_> = rules.lines().map(indented).collect();
+    let operator = read("deploy/kubernetes/overlays/prometheus-operator/prometheusrule.yaml");
+    let (_, taken) = operator.split_once("\nspec:\n  groups:\n").unwrap();
+    for (taken, rule) in taken.lines().zip(&rules) {
+        assert_eq!(taken, rule);
+    }
+    assert_eq!(taken.lines().count(), rules.len());
+}
+
+/// What the Prometheus operator is told to look for is what the base calls its Service.
+#[test]
+fn the_monitor_finds_the_proxies() {
+    let monitor = read("deploy/kubernetes/overlays/prometheus-operator/servicemonitor.yaml");
+    let (_, labels) = monitor.split_once("    matchLabels:\n").unwrap();
+    let (labels, endpoint) = labels.split_once("  endpoints:\n    - port: ").unwrap();
+    let labels: Vec<_> = labels.lines().map(str::trim).collect();
+    let port = endpoint.lines().next().unwrap();
+    let base = read("deploy/kubernetes/base/proxy.yaml");
+    let found: Vec<_> = base
+        .split("\n---\n")
+        .filter(|object| object.contains("kind: Service\n"))
+        .filter(|service| {
+            let (metadata, _) = service.split_once("\nspec:\n").unwrap();
+            labels.iter().all(|label| metadata.lines().any(|line| line.trim() == *label))
+        })
+        .collect();
+    assert_eq!((labels.len(), found.len()), (2, 1));
+    assert!(found[0].contains("name: vllm-proxy-admin\n"), "its name is the job of its metrics");
+    assert!(found[0].contains(&format!("    - name: {port}\n")), "{port} is none of its ports");
+    assert!(read("deploy/alerts.yaml").contains("up{job=~\"vllm-proxy.*\"}"));
+}
