@@ -225,4 +225,4 @@ impl SharingFacts {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

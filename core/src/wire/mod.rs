@@ -2,6 +2,8 @@
 
 pub mod answers;
 pub mod body;
+#[cfg(test)]
+mod documented;
 pub mod drained;
 pub mod facts;
 pub mod form;

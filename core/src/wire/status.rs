@@ -119,4 +119,4 @@ pub struct BackendStatus {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

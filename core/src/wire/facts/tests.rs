@@ -56,7 +56,8 @@ fn counts() -> Counts {
     counts
 }
 
-fn facts() -> Facts {
+/// Those in which everything is there.
+pub(in crate::wire) fn facts() -> Facts {
     let backend = |address: Address, standing, in_flight| BackendFacts {
         address,
         standing,

@@ -57,7 +57,7 @@ fn backend(models: Option<usize>) -> BackendStatus {
     }
 }
 
-fn told(status: &Status) -> Value {
+pub(in crate::wire) fn told(status: &Status) -> Value {
     serde_json::from_slice(&status.text()).expect("it is JSON")
 }
 
@@ -116,8 +116,8 @@ fn a_backend_is_told_of() {
     assert_eq!(told(&status)["backends"], json!([expected]));
 }
 
-#[test]
-fn the_whole_is_told_of() {
+/// One in which everything is there.
+pub(in crate::wire) fn whole() -> Status {
     let mut totals = Totals::default();
     totals.endings[Ending::Succeeded as usize] = 20;
     totals.endings[Ending::ClientGone as usize] = 1;
@@ -128,7 +128,7 @@ fn the_whole_is_told_of() {
     totals.log_entries_dropped = 6;
     let mut down = backend(Some(1));
     down.takes = false;
-    let status = Status {
+    Status {
         now: now(),
         build: Build { version: "1.2.3", commit: "abc", features: &["a", "b"], runtime: "smol" },
         epoch_micros: 1_500_000_000_900_000,
@@ -150,8 +150,12 @@ fn the_whole_is_told_of() {
             reason: Some("connection refused".into()),
         }),
         backends: vec![backend(Some(2)), down, backend(None)],
-    };
-    let mut told = told(&status);
+    }
+}
+
+#[test]
+fn the_whole_is_told_of() {
+    let mut told = told(&whole());
     assert_eq!(told["backends"][2]["models"], Value::Null, "that is for those with a key");
     told["backends"] = json!(told["backends"].as_array().map(Vec::len));
     let expected = json!({
