@@ -222,3 +222,45 @@ fn nobody_waits_for_long_nor_for_who_is_drained_or_does_not_answer() {
     rig.handle(Input::Discovered(&[BackendSpec { labels: drain, ..spec(0, 8) }]));
     assert_eq!(refused(rig.route(Some("m"))), down("m"));
 }
+
+/// Streams that are held count as much as short requests that wait for their prefill: newcomers
+/// and those who were there before get even work, and not each the same number of streams.
+#[test]
+fn newcomers_get_an_even_share_of_streams_and_of_short_requests() {
+    let mut rig = Rig::new(Config {
+        policy: Policy::CacheAware,
+        upstreams: 1,
+        index_memory: 1 << 20,
+        ..Config::default()
+    });
+    rig.discover(&[0, 0]);
+    (0..2).for_each(|id| drop(rig.up(id, &["m"])));
+    let (mut held, mut short) = (Vec::new(), Vec::new());
+    let mut per_backend = [0; 4];
+    for number in 0..32 {
+        if number == 8 {
+            rig.discover(&[0, 0, 0, 0]);
+            (2..4).for_each(|id| drop(rig.up(id, &["m"])));
+        }
+        while short.len() < 3 {
+            let asked = RequestMeta { model: Some("m"), stream: false, ..request(rig.now) };
+            short.push(forwarded(rig.ask(&asked)));
+        }
+        let route = rig.forward("m");
+        rig.engine.first_byte(&route.ticket, rig.now);
+        per_backend[route.backend.0 as usize] += 1;
+        held.push(route);
+        let done = short.remove(0);
+        rig.finish(done.ticket);
+    }
+    let now = rig.now;
+    let backends = rig.engine.fleet.backends_mut().iter_mut();
+    let standings = backends.map(|backend| backend.load.standing(now));
+    let works = standings.map(|sum| i64::from(sum.in_flight) * 100_000 + sum.queued);
+    let works: Vec<_> = works.collect();
+    let (least, most) = (works.iter().min().copied(), works.iter().max().copied());
+    // The work of one short request: 100 tokens of prompt, and 100 for being there.
+    assert!(most.zip(least).is_some_and(|(most, least)| most - least <= 200_000), "{works:?}");
+    assert!(per_backend.iter().all(|count| (6..=10).contains(count)), "{per_backend:?}");
+    held.into_iter().chain(short).for_each(|route| rig.finish(route.ticket));
+}
