@@ -120,13 +120,15 @@ impl Line {
         }
     }
 
-    pub(super) fn writable_by(&self, result: Result<u32, Errno>) {
-        let wanted = PollFlags::OUT | PollFlags::ERR | PollFlags::HUP;
-        if result.is_err() || events(result).intersects(wanted) {
+    /// What the kernel says to who waits for room; whether it is that nobody is there any more.
+    pub(super) fn writable_by(&self, result: Result<u32, Errno>) -> bool {
+        let lost = PollFlags::ERR | PollFlags::HUP;
+        if result.is_err() || events(result).intersects(PollFlags::OUT | lost) {
             self.writable.set(true);
         } else {
             self.ended_by(result);
         }
+        events(result).intersects(lost)
     }
 
     /// Takes what arrived out of the ring's buffers, and says how much it is.

@@ -158,7 +158,8 @@ impl Source {
         wanted: usize,
         call: impl FnMut(BorrowedFd<'_>) -> rustix::io::Result<usize>,
     ) -> io::Result<Option<usize>> {
-        let written = tried(self.as_fd(), call)?;
+        let written = tried(self.as_fd(), call);
+        let written = written.inspect_err(|_| self.reactor.receive_anew(&self.line))?;
         if written.is_none_or(|written| written < wanted) {
             self.line.writable.set(false);
         }
