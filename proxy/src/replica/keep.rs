@@ -73,11 +73,12 @@ pub(super) fn run(way: &Way) {
     let mut pauses = Pauses::default();
     let mut keeping = Keeping::new(way);
     loop {
+        let begun = Instant::now();
         let Err(trouble) = keeping.go_on();
         let now = Instant::now();
         // A connection that ends is made anew, and where there is none at all, others say so.
         if !trouble.error.is_io_error() || (pauses.are_long(now) && way.is_whole()) {
-            way.trouble(Part::Keep, reason(&way.url, &trouble), now);
+            way.keeps_nothing(reason(&way.url, &trouble), begun, now);
         }
         // What was on its way may be lost.
         keeping.lose_all();

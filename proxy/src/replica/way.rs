@@ -79,6 +79,10 @@ struct State {
     sent: Option<(u64, Instant)>,
     lag: Option<Duration>,
     link: Option<Link>,
+    /// Since when it is whole, or was last.
+    whole: Option<Instant>,
+    /// When what failed last at keeping was begun.
+    kept: Option<Instant>,
     /// How often words did not come back: connections from before then are not to be trusted.
     silences: u64,
     orders: Orders,
@@ -137,6 +141,13 @@ impl Way {
         }
         drop(state);
         self.look(now);
+    }
+
+    /// Nothing can be kept, by an attempt that was begun then. Whatever was wrong before the way
+    /// was whole may be mended: it is told of only if it goes wrong once more.
+    pub(super) fn keeps_nothing(&self, reason: String, begun: Instant, now: Instant) {
+        self.lock().kept = Some(begun);
+        self.trouble(Part::Keep, reason, now);
     }
 
     /// A part works again.
@@ -261,6 +272,7 @@ impl Way {
             // may have missed what was said here.
             state.orders.ask = true;
             state.orders.snapshot |= state.others;
+            state.whole = Some(now);
             (state.asked, state.lapsed) = (Some(now), false);
             state.others = true;
         }
@@ -370,6 +382,7 @@ impl State {
         let entry = match (self.reason(), self.link) {
             (Some(reason), _) => Entry::Fails(reason.to_owned()),
             (None, Some(Link::Whole)) => match self.trouble.get(&Part::Keep) {
+                Some(_) if self.kept <= self.whole => return None,
                 Some(reason) => Entry::Lacks(reason.clone()),
                 None => Entry::Works,
             },
@@ -396,4 +409,35 @@ enum Entry {
     Fails(String),
     /// It works, but for the logs.
     Lacks(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    /// Seconds at which the way was whole again, and at which what failed to keep was begun.
+    #[rstest]
+    #[case::begun_before(2, 1, None)]
+    #[case::begun_at_the_same_time(2, 2, None)]
+    #[case::begun_behind(2, 3, Some(Entry::Lacks("wrong".to_owned())))]
+    fn what_may_be_mended_is_not_told(
+        #[case] whole: u64,
+        #[case] begun: u64,
+        #[case] expected: Option<Entry>,
+    ) {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut state = State {
+            link: Some(Link::Whole),
+            whole: Some(at(whole)),
+            kept: Some(at(begun)),
+            trouble: BTreeMap::from([(Part::Keep, "wrong".to_owned())]),
+            logged: Some((Entry::Fails("wrong".to_owned()), start)),
+            ..State::default()
+        };
+        assert_eq!(state.entry(at(4)), expected);
+        state.trouble.clear();
+        assert_eq!(state.entry(at(5)), Some(Entry::Works));
+    }
 }
