@@ -18,8 +18,9 @@ use std::sync::{Arc, OnceLock};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-/// How long the end of the process waits for what is still to be written.
-const FLUSH_LIMIT: Duration = Duration::from_millis(200);
+/// How long the end of the process waits for what is still to be written. Whoever writes that may
+/// have to wait for a processor; where output is stuck, the end is that much later.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 static QUEUE: OnceLock<Arc<Queue>> = OnceLock::new();
 
