@@ -64,6 +64,7 @@ impl Engine {
             BackendStatus {
                 spec: Arc::clone(&backend.spec),
                 state: state(backend),
+                why: backend.health.why(),
                 takes: backend.takes(),
                 rests: backend.rests(),
                 draining: backend.drain.is_on(),

@@ -7,7 +7,7 @@
 
 use crate::rng::Rng;
 use crate::time::{Duration, Instant};
-use crate::wire::probe::ProbeError;
+use crate::wire::probe::{Finding, ProbeError};
 
 /// Between two probes of a backend that is up.
 const UP_INTERVAL: Duration = Duration::from_secs(5);
@@ -71,6 +71,8 @@ pub(crate) struct Health {
     state: State,
     /// When `state` was entered.
     since: Instant,
+    /// Why it is not up; nothing while it is, or was never probed.
+    why: Option<Finding>,
     /// When the next probe is due, unless one is in flight.
     due: Instant,
     probing: bool,
@@ -99,6 +101,7 @@ impl Health {
         Self {
             state: State::Unknown,
             since: now,
+            why: None,
             due: now,
             probing: false,
             overtaken: false,
@@ -114,6 +117,11 @@ impl Health {
 
     pub(crate) const fn state(&self) -> State {
         self.state
+    }
+
+    /// Why it is suspect or down.
+    pub(crate) const fn why(&self) -> Option<Finding> {
+        self.why
     }
 
     /// When to ask next; `None` while a probe is in flight.
@@ -152,6 +160,7 @@ impl Health {
             return;
         }
         self.enter(State::Suspect, now);
+        self.why = Some(Finding::Traffic);
         self.overtaken |= self.probing;
         self.alarm(now);
     }
@@ -220,6 +229,11 @@ impl Health {
             (Ok(_) | Err(_), State::Unknown | State::Suspect) => self.enter(State::Down, now),
             (Ok(_) | Err(_), State::Down) => self.doublings = self.doublings.saturating_add(1),
         }
+        match result {
+            Ok(200) => {}
+            Ok(status) => self.found(Finding::Status(status)),
+            Err(error) => self.found(error.into()),
+        }
         let stale = core::mem::take(&mut self.stale);
         self.due = if overtaken || repeat { now } else { now + jittered(self.interval(), rng) };
         if stale {
@@ -228,7 +242,17 @@ impl Health {
         repeat || stale
     }
 
+    /// The last word counts, but for that of a probe that left its backend up.
+    fn found(&mut self, finding: Finding) {
+        if matches!(self.state, State::Suspect | State::Down) {
+            self.why = Some(finding);
+        }
+    }
+
     fn enter(&mut self, state: State, now: Instant) {
+        if state == State::Up {
+            self.why = None;
+        }
         if self.state != state {
             self.state = state;
             self.since = now;
@@ -259,6 +283,7 @@ fn jittered(base: Duration, rng: &mut Rng) -> Duration {
 mod tests {
     use super::*;
     use State::{Down, Suspect, Unknown, Up};
+    use alloc::string::ToString;
     use rstest::rstest;
 
     /// What may happen to a backend.
@@ -303,6 +328,24 @@ mod tests {
             health.probed(result, now, &mut rng);
         }
         (health, rng, now)
+    }
+
+    #[rstest]
+    #[case::never_probed(&[], None)]
+    #[case::up(&[Says(200)], None)]
+    #[case::nobody_there(&[Refused], Some("no connection"))]
+    #[case::another_server(&[Says(404)], Some("/health says 404"))]
+    #[case::not_http(&[Broken], Some("no HTTP answer to /health"))]
+    #[case::silent(&[Silent], Some("no answer to /health in time"))]
+    #[case::a_request_failed(&[Says(200), Failed], Some("a request failed"))]
+    #[case::and_a_probe(&[Says(200), Failed, Refused], Some("no connection"))]
+    #[case::the_last_word(&[Refused, Says(503)], Some("/health says 503"))]
+    #[case::one_late_answer(&[Says(200), Silent], None)]
+    #[case::back(&[Refused, Says(200)], None)]
+    #[case::answered(&[Says(200), Failed, Answered], None)]
+    fn it_says_why_it_is_not_up(#[case] events: &[Event], #[case] expected: Option<&str>) {
+        let why = play(events).0.why().map(|why| why.to_string());
+        assert_eq!(why.as_deref(), expected);
     }
 
     #[rstest]

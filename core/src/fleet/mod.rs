@@ -439,8 +439,13 @@ impl Backend {
     /// Logs a change of state.
     fn tell(&self, before: State) {
         let state = self.health.state();
-        if state != before {
-            info!(backend:% = self.id, address:% = self.spec.address; "{}", state.message());
+        if state == before {
+            return;
+        }
+        let (id, address) = (self.id, &self.spec.address);
+        match self.health.why() {
+            Some(why) => info!(backend:% = id, address:%, why:%; "{}", state.message()),
+            None => info!(backend:% = id, address:%; "{}", state.message()),
         }
     }
 }

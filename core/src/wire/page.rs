@@ -11,7 +11,7 @@ const PAGE: &str = include_str!("page.html");
 /// It loads nothing, sends nothing and shows itself in no other page. Of scripts only its own runs,
 /// by its hash: were a name ever taken for markup, nothing of it would run all the same.
 const POLICY: &str = "default-src 'none'; connect-src 'self'; img-src data:; \
-     style-src 'sha256-27tM6TCTjm1tjOh2FGOCfhkGn2gCQxRLmeVy+ZjleGA='; script-src 'sha256-CXMf7RFo1rSnbZ9S4/3xYrbkCMa6PESmIPL9IPtZ18Q='; \
+     style-src 'sha256-27tM6TCTjm1tjOh2FGOCfhkGn2gCQxRLmeVy+ZjleGA='; script-src 'sha256-FTWZR7ECaeG+NIdtdh0e/sbOywwA+2oYsqGcTbc3cM8='; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// The page.

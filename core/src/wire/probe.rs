@@ -8,6 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -93,6 +94,43 @@ pub enum ProbeError {
     Broken,
     /// No answer in time: of a busy server as well as of a dead one.
     Timeout,
+}
+
+/// What was last found of a backend that is suspect or down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// A request met a failure.
+    Traffic,
+    /// A probe found nobody there: refused, unreachable.
+    Connect,
+    /// A probe met an end, a reset or what is not HTTP.
+    Broken,
+    /// Probes got no answer in time.
+    Timeout,
+    /// `/health` answered so.
+    Status(u16),
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Traffic => f.write_str("a request failed"),
+            Self::Connect => f.write_str("no connection"),
+            Self::Broken => f.write_str("no HTTP answer to /health"),
+            Self::Timeout => f.write_str("no answer to /health in time"),
+            Self::Status(status) => write!(f, "/health says {status}"),
+        }
+    }
+}
+
+impl From<&ProbeError> for Finding {
+    fn from(error: &ProbeError) -> Self {
+        match error {
+            ProbeError::Connect => Self::Connect,
+            ProbeError::Broken => Self::Broken,
+            ProbeError::Timeout => Self::Timeout,
+        }
+    }
 }
 
 /// The cards of a `/v1/models` body, in its order; `None` if it is not such a list.

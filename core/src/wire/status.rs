@@ -10,7 +10,7 @@ use crate::fleet::BackendSpec;
 use crate::tally::{Ending, Fault, Recent, Tokens, Totals};
 use crate::time::{Duration, Instant};
 use crate::wire::facts::SharingFacts;
-use crate::wire::probe::ModelCard;
+use crate::wire::probe::{Finding, ModelCard};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use serde::Serialize;
@@ -82,6 +82,8 @@ pub struct BackendStatus {
     pub spec: Arc<BackendSpec>,
     /// `unknown`, `up`, `suspect` or `down`.
     pub state: &'static str,
+    /// Why it is suspect or down.
+    pub why: Option<Finding>,
     /// Whether it takes new requests of its models.
     pub takes: bool,
     /// Whether it was told to sleep or to pause.

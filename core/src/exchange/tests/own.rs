@@ -110,7 +110,8 @@ fn the_status_is_made_of_what_the_engine_knows() {
     bench.client(http("GET /proxy/status HTTP/1.1|Host: h|Content-Length: 2||hi"));
     let log = bench.transcript().concat();
     assert!(log.contains(r#""redis":{"configured":false,"#), "{log}");
-    let backend = r#""state":"up","rests":false,"version":"0.33.0","models":["m"],"in_flight":0,"#;
+    let backend =
+        r#""state":"up","why":null,"rests":false,"version":"0.33.0","models":["m"],"in_flight":0,"#;
     assert!(log.contains(backend), "{log}");
     bench.idle();
 }
