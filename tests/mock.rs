@@ -19,6 +19,8 @@ mod flow;
 mod layout;
 #[path = "mock/options.rs"]
 mod options;
+#[path = "patience.rs"]
+mod patience;
 #[path = "mock/realtime.rs"]
 mod realtime;
 #[path = "mock/responses.rs"]

@@ -205,7 +205,7 @@ fn what_is_aborted_ends_in_order(
     #[values(false, true)] stream: bool,
 ) {
     let mock = dev();
-    let fields = format!(r#","stream":{stream},"mock":{{"itl_ms":60000}}"#);
+    let fields = format!(r#","stream":{stream},"mock":{{"itl_ms":3600000}}"#);
     let mut client = mock.send(&post(CHAT, &chat(&fields)));
     mock.await_metric(RUNNING, 1.0);
     mock.post(path, body);
@@ -221,7 +221,7 @@ fn what_is_aborted_ends_in_order(
 #[test]
 fn others_are_not_aborted() {
     let mock = dev();
-    let mut client = mock.send(&post(CHAT, &chat(r#","mock":{"itl_ms":60000}"#)));
+    let mut client = mock.send(&post(CHAT, &chat(r#","mock":{"itl_ms":3600000}"#)));
     mock.await_metric(RUNNING, 1.0);
     let told = mock.post("/abort_requests", r#"{"request_ids":["chatcmpl-other"]}"#);
     assert_eq!(told.json()["aborted"], 1, "vLLM counts what was asked for");
@@ -238,7 +238,7 @@ fn others_are_not_aborted() {
 #[case::a_longer_id("cmpl-rid2-0", 1.0)]
 fn completions_are_aborted_by_their_prompts(#[case] id: &str, #[case] running: f64) {
     let mock = dev();
-    let body = r#"{"prompt":"x","mock":{"itl_ms":60000}}"#;
+    let body = r#"{"prompt":"x","mock":{"itl_ms":3600000}}"#;
     let _client = mock.send(&post(COMPLETIONS, body));
     mock.await_metric(RUNNING, 1.0);
     mock.post("/abort_requests", &format!(r#"{{"request_ids":["{id}"]}}"#));
@@ -264,11 +264,18 @@ fn what_is_kept_goes_on_later() {
 #[test]
 fn a_pause_can_wait_for_what_runs() {
     let mock = dev();
-    let mut running = mock.send(&post(CHAT, &chat(r#","mock":{"ttft_ms":300}"#)));
+    let endless = mock.send(&post(CHAT, &chat(r#","mock":{"itl_ms":3600000}"#)));
     mock.await_metric(RUNNING, 1.0);
+    let fields = r#","stream":true,"max_tokens":4,"mock":{"itl_ms":100}"#;
+    let mut running = mock.send(&post(CHAT, &chat(fields)));
+    running.head().expect("an answer");
+    running.chunk().expect("its role, when it has its first token");
     let mut pausing = mock.send(&head("POST", "/pause?mode=wait", "", None));
     assert!(pausing.silent(Duration::from_millis(50)));
-    assert_eq!(running.answer().json()["choices"][0]["finish_reason"], "stop");
+    let rest: Vec<_> = std::iter::from_fn(|| running.chunk().filter(|it| !it.is_empty())).collect();
+    assert_eq!(rest.last().map(String::as_str), Some("data: [DONE]\n\n"), "{rest:?}");
+    assert!(pausing.silent(Duration::from_millis(50)));
+    drop(endless);
     assert_eq!(pausing.answer().text(), r#"{"status":"paused"}"#);
     assert_eq!(mock.metric(WAITING), 0.0);
 }

@@ -63,13 +63,13 @@ fn a_request_can_order_a_broken_answer() {
 fn a_request_can_order_an_answer_that_stalls(#[case] fields: &str) {
     let mock = Mock::start(&[]);
     let mut client = mock.send(&post(CHAT, &chat(fields)));
-    client.head().expect("an answer");
+    let (_, headers) = client.head().expect("an answer");
     if fields.contains("stream") {
         // The role and one token.
         client.chunk().expect("a chunk");
         client.chunk().expect("a chunk");
     } else {
-        client.half_a_body();
+        client.half_a_body(&headers);
     }
     assert!(client.silent(Duration::from_millis(100)));
 }
@@ -144,7 +144,7 @@ fn a_server_can_fail_within_its_streams() {
 #[test]
 fn a_request_can_end_the_server() {
     let mock = Mock::start(&[]);
-    let mut other = mock.send(&post(CHAT, &chat(r#","mock":{"ttft_ms":60000}"#)));
+    let mut other = mock.send(&post(CHAT, &chat(r#","mock":{"ttft_ms":3600000}"#)));
     mock.await_metric(RUNNING, 1.0);
     let mut client = mock.send(&post(CHAT, &chat(r#","mock":{"fail":"crash"}"#)));
     client.end().expect("its end closes all connections");
@@ -163,7 +163,7 @@ fn a_server_can_be_told_when_to_crash() {
 #[test]
 fn a_signal_ends_the_server_in_order() {
     let mock = Mock::start(&[]);
-    let mut waiting = mock.send(&post(CHAT, &chat(r#","mock":{"ttft_ms":60000}"#)));
+    let mut waiting = mock.send(&post(CHAT, &chat(r#","mock":{"ttft_ms":3600000}"#)));
     mock.await_metric(RUNNING, 1.0);
     mock.interrupt();
     waiting.end().expect("closed");

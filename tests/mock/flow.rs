@@ -1,6 +1,6 @@
 //! What happens when: timing, queueing, clients that leave, many at once.
 
-use crate::server::{Client, Mock, PATIENCE, head, post};
+use crate::server::{Client, Mock, head, post};
 use crate::{CHAT, COMPLETIONS, RUNNING, chat};
 use rstest::rstest;
 use std::time::{Duration, Instant};
@@ -11,25 +11,31 @@ const ABORTED: &str =
 
 #[test]
 fn the_head_leaves_before_the_prompt_is_read_and_events_leave_one_by_one() {
-    let mock = Mock::start(&["--ttft-ms", "1500", "--itl-ms", "200", "--tokens", "4"]);
+    let stream = |mock: &Mock, fields: &str| {
+        let body = format!(r#"{{"prompt":"hi","stream":true{fields}}}"#);
+        let mut client = mock.send(&post(COMPLETIONS, &body));
+        client.head().expect("an answer");
+        client
+    };
+    let mock = Mock::start(&["--ttft-ms", "300", "--itl-ms", "100", "--tokens", "4"]);
+    // The first token is due in an hour, and then the second is: nothing is held back for them.
+    stream(&mock, r#","mock":{"ttft_ms":3600000}"#);
+    let mut first = stream(&mock, r#","mock":{"ttft_ms":0,"itl_ms":3600000}"#);
+    first.chunk().expect("a token");
+    assert!(first.silent(Duration::from_millis(50)));
+    // Nothing leaves early.
     let start = Instant::now();
-    let mut client = mock.send(&post(COMPLETIONS, r#"{"prompt":"hi","stream":true}"#));
-    client.head().expect("an answer");
-    let head = start.elapsed();
+    let mut client = stream(&mock, "");
     let arrivals: Vec<_> = std::iter::from_fn(|| {
         let chunk = client.chunk().expect("an unbroken stream");
         (!chunk.is_empty()).then(|| start.elapsed())
     })
     .collect();
-    // Lower bounds are certain, whatever else the machine does: nothing leaves early. That nothing
-    // is held back shows in the head, which is there well before the first token is due.
-    assert!(head < Duration::from_millis(1_500), "{head:?}");
     assert_eq!(arrivals.len(), 5);
     for (index, at) in arrivals.iter().take(4).enumerate() {
-        let due = Duration::from_millis(1_500 + 200 * index as u64);
+        let due = Duration::from_millis(300 + 100 * index as u64);
         assert!(*at >= due, "token {index} at {at:?}");
     }
-    assert!(arrivals[0] < arrivals[3] - Duration::from_millis(150), "held back: {arrivals:?}");
 }
 
 #[test]
@@ -46,15 +52,15 @@ fn prompts_are_read_one_at_a_time() {
 
 #[test]
 fn what_a_request_orders_holds_whatever_the_machine_does() {
-    let mock = Mock::start(&["--prefill-tps", "1", "--itl-ms", "60000", "--ttft-ms", "60000"]);
+    let mock = Mock::start(&["--prefill-tps", "1", "--itl-ms", "3600000", "--ttft-ms", "3600000"]);
     let answer = mock.post(CHAT, &chat(r#","mock":{"ttft_ms":0,"itl_ms":0}"#)).json();
     assert_eq!(answer["usage"]["completion_tokens"], 64, "at once");
 }
 
 #[rstest]
-#[case::stream_in_prefill(r#","stream":true,"mock":{"ttft_ms":60000}"#, 0)]
-#[case::stream_between_tokens(r#","stream":true,"mock":{"itl_ms":60000}"#, 2)]
-#[case::plain(r#","mock":{"itl_ms":60000}"#, 0)]
+#[case::stream_in_prefill(r#","stream":true,"mock":{"ttft_ms":3600000}"#, 0)]
+#[case::stream_between_tokens(r#","stream":true,"mock":{"itl_ms":3600000}"#, 2)]
+#[case::plain(r#","mock":{"itl_ms":3600000}"#, 0)]
 fn a_client_that_leaves_ends_its_request(
     #[case] fields: &str,
     #[case] chunks: usize,
@@ -78,7 +84,7 @@ fn a_client_that_leaves_ends_its_request(
         None
     };
     let took = mock.await_metric(RUNNING, 0.0);
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    println!("the request ended {took:?} after its client");
     assert_eq!(mock.metric(ABORTED), 1.0);
     drop(keep);
 }
@@ -114,10 +120,10 @@ fn descriptors() -> usize {
 #[test]
 fn an_idle_connection_is_closed_after_five_seconds() {
     let mock = Mock::start(&[]);
+    let start = Instant::now();
     let mut client = mock.send(&head("GET", "/version", "", None));
     client.answer();
-    let start = Instant::now();
     client.end().expect("an orderly close");
     let idle = start.elapsed();
-    assert!(idle > Duration::from_secs(4) && idle < PATIENCE, "{idle:?}");
+    assert!(idle >= Duration::from_secs(5), "{idle:?}");
 }

@@ -13,7 +13,7 @@ fn load_is_what_is_in_hand(#[case] options: &[&str], #[case] load: u64) {
     let mock = Mock::start(options);
     let of = || mock.get("/load").json()["server_load"].as_u64().expect("a number");
     let slow = |stream| {
-        let body = chat(&format!(r#","stream":{stream},"mock":{{"itl_ms":60000}}"#));
+        let body = chat(&format!(r#","stream":{stream},"mock":{{"itl_ms":3600000}}"#));
         mock.send(&post(CHAT, &body))
     };
     let clients = [slow(true), slow(false)];
@@ -68,7 +68,7 @@ fn a_server_can_listen_on_a_file() {
     let name = path.to_str().expect("it is text");
     let mock = Mock::start(&["--uds", name]);
     assert_eq!(mock.post(CHAT, &chat("")).status, 200);
-    let mut client = mock.send(&post(CHAT, &chat(r#","mock":{"itl_ms":60000}"#)));
+    let mut client = mock.send(&post(CHAT, &chat(r#","mock":{"itl_ms":3600000}"#)));
     mock.await_metric(RUNNING, 1.0);
     client.half_close();
     mock.await_metric(RUNNING, 0.0);

@@ -85,7 +85,7 @@ fn a_response_is_made_in_the_background() {
 #[test]
 fn it_survives_its_client_but_not_its_cancelling() {
     let mock = Mock::start(&["--response-store"]);
-    let body = r#"{"input":"hi","background":true,"request_id":"r","mock":{"itl_ms":60000}}"#;
+    let body = r#"{"input":"hi","background":true,"request_id":"r","mock":{"itl_ms":3600000}}"#;
     mock.post(RESPONSES, body);
     mock.await_metric(crate::RUNNING, 1.0);
     let cancelled = mock.post("/v1/responses/r/cancel", "").json();
@@ -119,7 +119,7 @@ fn there_are_no_events_of_what_was_not_in_the_background() {
 
 #[test]
 fn that_it_was_created_is_told_at_once() {
-    let mock = Mock::start(&["--ttft-ms", "60000"]);
+    let mock = Mock::start(&["--ttft-ms", "3600000"]);
     let mut client = mock.send(&post(RESPONSES, r#"{"input":"hi","stream":true}"#));
     client.head().expect("an answer");
     let event = client.chunk().expect("an event");

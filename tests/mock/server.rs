@@ -1,6 +1,7 @@
 //! A mock of the built program, and a client so simple that it cannot agree with it by accident:
 //! raw bytes on a socket, read chunk by chunk.
 
+pub(crate) use crate::patience::PATIENCE;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -10,9 +11,6 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-
-/// Longer than anything takes that works.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One running mock; it is killed when it is dropped.
 pub(crate) struct Mock {
@@ -286,24 +284,26 @@ impl Client {
         answer
     }
 
-    /// Reads what comes of a plain answer of which only half comes.
-    pub(crate) fn half_a_body(&mut self) {
-        self.until(b",\"object\":\"chat.completion\"").expect("it is open").expect("a beginning");
-        self.stream.set_read_timeout(Some(Duration::from_millis(100))).expect("it is no zero");
-        while self.more().is_ok_and(|more| more) {}
-        self.read.clear();
+    /// Reads the half that comes of a plain answer with this head.
+    pub(crate) fn half_a_body(&mut self, headers: &str) {
+        let length = headers.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.expect("it is framed").parse().expect("a number");
+        let half = self.exactly(length / 2).expect("half of it comes");
+        assert!(half.windows(17).any(|part| part == b"\"chat.completion\""), "{half:?}");
     }
 
     /// Whether nothing at all comes for a while, and the connection stays open.
     pub(crate) fn silent(&mut self, wait: Duration) -> bool {
         self.stream.set_read_timeout(Some(wait)).expect("it is no zero");
-        self.read.is_empty()
+        let silent = self.read.is_empty()
             && self.more().is_err_and(|error| {
                 matches!(
                     error.kind(),
                     std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
                 )
-            })
+            });
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
+        silent
     }
 
     /// What ends the connection: `Ok` for an orderly close with nothing before it.
