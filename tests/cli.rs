@@ -4,9 +4,12 @@
 
 #[path = "cli/deployed.rs"]
 mod deployed;
+#[path = "patience.rs"]
+mod patience;
 #[path = "cli/printed.rs"]
 mod printed;
 
+use patience::PATIENCE;
 use rstest::rstest;
 use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader, Read, Write};
@@ -406,8 +409,7 @@ impl Proxy {
     /// Waits for an entry with this message.
     fn logged(&self, message: &str) {
         let message = format!(r#""message":"{message}""#);
-        let limit = Duration::from_secs(10);
-        while !self.log.recv_timeout(limit).expect("an entry").contains(&message) {}
+        while !self.log.recv_timeout(PATIENCE).expect("an entry").contains(&message) {}
     }
 
     fn signal(&self, name: &str) {
@@ -417,7 +419,7 @@ impl Proxy {
 
     /// Its exit status, once it ends.
     fn end(&mut self) -> Option<i32> {
-        let limit = Instant::now() + Duration::from_secs(10);
+        let limit = Instant::now() + PATIENCE;
         while Instant::now() < limit {
             if let Some(status) = self.process.try_wait().unwrap() {
                 return status.code();

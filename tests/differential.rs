@@ -40,6 +40,8 @@ mod cases_scale_out;
 mod cases_store;
 #[path = "differential/compare.rs"]
 mod compare;
+#[path = "patience.rs"]
+mod patience;
 #[path = "differential/servers.rs"]
 mod servers;
 #[path = "differential/stream.rs"]
@@ -51,11 +53,10 @@ use std::time::{Duration, Instant};
 
 use answer::Transcript;
 use cases::{Case, Expected, Rewrite};
+use patience::PATIENCE;
 use rstest::rstest;
 use servers::{Address, Program};
 
-/// Longest silence in the middle of an answer.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// From when on a case's line says how long it took.
 const SLOW: Duration = Duration::from_secs(3);
 /// How often the bare server is asked for a stream that matches: it merges tokens into one event

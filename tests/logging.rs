@@ -2,6 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "what a test needs and does not get fails it")]
 
+#[path = "patience.rs"]
+mod patience;
+
+use patience::PATIENCE;
 use rstest::rstest;
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -28,7 +32,7 @@ fn terminate(process: &Child) {
 
 /// Waits for the end, which must come soon and be a clean one.
 fn end(process: &mut Child) {
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + PATIENCE;
     loop {
         if let Some(status) = process.try_wait().unwrap() {
             assert_eq!(status.code(), Some(0));
@@ -211,7 +215,7 @@ fn free_port() -> u16 {
 
 /// Asks `/health` so often that every question gets an answer soon.
 fn answers(port: u16, times: usize) {
-    let limit = Instant::now() + Duration::from_secs(10);
+    let limit = Instant::now() + PATIENCE;
     let mut stream = loop {
         match TcpStream::connect(("127.0.0.1", port)) {
             Ok(stream) => break stream,
@@ -219,7 +223,7 @@ fn answers(port: u16, times: usize) {
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
     for _ in 0..times {
         stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n").unwrap();
         let mut head = Vec::new();

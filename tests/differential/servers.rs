@@ -11,9 +11,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::answer::{self, Step};
+use crate::patience::PATIENCE;
 
 /// Longest wait for a program to listen and be healthy, for busy build machines.
-const START: Duration = Duration::from_secs(30);
+const START: Duration = PATIENCE;
 
 /// Where a server listens.
 #[derive(Clone, Debug)]
@@ -143,7 +144,7 @@ pub(crate) fn healthy(addr: &Address) -> bool {
     let deadline = Instant::now() + START;
     let ask = [Step::Send(b"GET /health HTTP/1.1\r\nHost: vllm.test\r\n\r\n".to_vec())];
     while Instant::now() < deadline {
-        let seen = answer::run(addr, &ask, &[false], Duration::from_secs(5));
+        let seen = answer::run(addr, &ask, &[false], PATIENCE);
         if seen.answers.first().is_some_and(|answer| answer.status() == 200) {
             return true;
         }

@@ -203,7 +203,7 @@ mod tests {
     }
 
     fn next(output: &Receiver<Vec<u8>>) -> String {
-        String::from_utf8(output.recv_timeout(Duration::from_secs(10)).unwrap()).unwrap()
+        String::from_utf8(output.recv_timeout(Duration::from_secs(120)).unwrap()).unwrap()
     }
 
     #[test]
@@ -216,7 +216,7 @@ mod tests {
         assert_eq!((next(&output).as_str(), next(&output).as_str()), ("a", "\n"));
         queue.push(b"b\n");
         assert_eq!((next(&output).as_str(), next(&output).as_str()), ("b", "\n"));
-        queue.flush(Duration::from_secs(10));
+        queue.flush(Duration::from_secs(120));
     }
 
     #[test]
@@ -230,9 +230,7 @@ mod tests {
         }
         assert!(queue.lock().waiting.bytes.len() <= BYTES_MAX);
         assert!(queue.lock().dropped > 0);
-        let before = std::time::Instant::now();
         queue.flush(Duration::from_millis(10));
-        assert!(before.elapsed() < Duration::from_secs(5));
         let dropped = queue.lock().dropped;
         for _ in 0..3 {
             order.send(ALL).unwrap();
