@@ -24,6 +24,8 @@ mod folder;
 mod keyed;
 #[path = "end_to_end/names.rs"]
 mod names;
+#[path = "patience.rs"]
+mod patience;
 #[path = "end_to_end/proxy.rs"]
 mod proxy;
 #[path = "end_to_end/redis.rs"]

@@ -3,6 +3,7 @@
 //! the test's script.
 
 use crate::wire::{End, Message, PATIENCE, Wire, framed, header, ok, shown};
+use socket2::{Domain, Socket, Type};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -11,6 +12,9 @@ use std::time::{Duration, Instant};
 
 /// How long a test may pause a backend: longer than it waits for anything.
 const PAUSE_MAX: Duration = PATIENCE.saturating_mul(6);
+
+/// How many connections may wait for a backend to take them.
+const QUEUE: i32 = 256;
 
 /// What becomes of a connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +51,8 @@ struct State {
     key: Option<String>,
     /// Connections are left in the kernel's queue.
     paused: bool,
+    /// The acceptor has seen that, and takes none any more.
+    parked: bool,
     stopping: bool,
     accepted: usize,
     /// A probe asked for metrics.
@@ -86,7 +92,7 @@ impl Backend {
             changed: Condvar::new(),
             slams: AtomicBool::new(false),
         });
-        let listener = TcpListener::bind(address).expect("nobody else uses this address");
+        let listener = listening(address);
         let address = listener.local_addr().expect("it is bound");
         let mut backend = Self { address, shared, acceptor: None };
         backend.accept_on(listener);
@@ -139,6 +145,12 @@ impl Backend {
         let shared = Arc::clone(&self.shared);
         self.acceptor = Some(thread::spawn(move || {
             loop {
+                let mut state = shared.lock();
+                if state.paused {
+                    state.parked = true;
+                    shared.changed.notify_all();
+                }
+                drop(state);
                 drop(shared.wait(PAUSE_MAX, |state| !state.paused || state.stopping));
                 if shared.lock().stopping {
                     return listener;
@@ -230,19 +242,20 @@ impl Backend {
     pub(crate) fn pause(&self) {
         self.shared.lock().paused = true;
         self.wake();
+        // Else it would take one more connection, whenever it gets round to it.
+        drop(self.shared.wait(PATIENCE, |state| state.parked));
     }
 
     /// Closes the port and every connection.
     pub(crate) fn stop(&mut self) {
-        let mut state = self.shared.lock();
-        state.stopping = true;
-        let open = std::mem::take(&mut state.open);
-        drop(state);
+        self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
         self.wake();
         if let Some(acceptor) = self.acceptor.take() {
             drop(acceptor.join().expect("the acceptor does not panic"));
         }
+        // Now that nobody adds another.
+        let open = std::mem::take(&mut self.shared.lock().open);
         for (_, stream) in open {
             // It may be closed already.
             let _ = stream.shutdown(Shutdown::Both);
@@ -252,8 +265,7 @@ impl Backend {
     /// Opens the same port again.
     pub(crate) fn start_again(&mut self) {
         self.shared.lock().stopping = false;
-        let listener = TcpListener::bind(self.address).expect("nobody else uses this address");
-        self.accept_on(listener);
+        self.accept_on(listening(self.address));
     }
 
     /// Ends the acceptor's wait. Its queue may be full, in which case it does not wait.
@@ -353,6 +365,17 @@ pub(crate) fn not_found(model: &str) -> Vec<u8> {
 /// A model as `/v1/models` lists it.
 pub(crate) fn card(model: &str) -> String {
     format!(r#"{{"id":"{model}","object":"model","created":1,"owned_by":"vllm","parent":null}}"#)
+}
+
+/// A port at which many may wait: a backend may be slow to take them, and whoever finds no place
+/// has to try again in a second.
+fn listening(address: SocketAddr) -> TcpListener {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None);
+    let socket = socket.expect("descriptors are left");
+    socket.set_reuse_address(true).expect("TCP has it");
+    socket.bind(&address.into()).expect("nobody else uses this address");
+    socket.listen(QUEUE).expect("it is bound");
+    socket.into()
 }
 
 /// An address of its own for each backend, so that a port that was closed stays free for the one

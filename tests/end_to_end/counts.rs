@@ -5,6 +5,10 @@ use crate::company::asked;
 use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
 use crate::wire::{chat, get, ok};
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// What is younger is recent.
+const RECENT: Duration = Duration::from_secs(30);
 
 /// The sum of the samples of each of the proxy's families; histograms by their parts.
 fn sums(proxy: &Proxy) -> BTreeMap<String, f64> {
@@ -35,7 +39,7 @@ fn as_many_are_counted_as_were_asked(runtime: Runtime) {
     // This one serves another model, and drops what it is asked.
     let bad = Backend::scripted(&["dead"], |_, _| Then::Close);
     let proxy = Proxy::with(runtime, &[], &[&good, &bad]);
-    let before = sums(&proxy);
+    let (before, start) = (sums(&proxy), Instant::now());
     for _ in 0..20 {
         assert_eq!(proxy.ask(&chat("m")), 200);
     }
@@ -81,8 +85,11 @@ fn as_many_are_counted_as_were_asked(runtime: Runtime) {
     assert_eq!((&status["statuses"]["2xx"], &status["statuses"]["4xx"]), (&25.into(), &4.into()));
     assert_eq!(status["refusals"]["no_answer"], 1);
     let (one, other) = (&status["backends"][0], &status["backends"][1]);
-    assert_eq!((&one["requests"], &one["recent"]["requests"]), (&29.into(), &29.into()));
-    assert!(one["recent"]["first_byte_p50_ms"].is_number(), "{one}");
+    assert_eq!(one["requests"], 29);
+    if start.elapsed() < RECENT {
+        assert_eq!(one["recent"]["requests"], 29, "{one}");
+        assert!(one["recent"]["first_byte_p50_ms"].is_number(), "{one}");
+    }
     assert_eq!((&other["last_failure"]["reason"], &other["failures"]), (&"lost".into(), &1.into()));
 }
 

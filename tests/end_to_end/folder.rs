@@ -25,10 +25,22 @@ impl Folder {
         self.0.join(name).display().to_string()
     }
 
-    /// Writes a file in it, in place.
+    /// Writes a file in it. Whoever reads it meanwhile finds what it was or what it is now.
     pub(crate) fn write(&self, name: &str, text: &str) {
+        replace(&self.0.join(name), text);
+    }
+
+    /// The same, in place: whoever reads it meanwhile may find it empty.
+    pub(crate) fn write_in_place(&self, name: &str, text: &str) {
         fs::write(self.0.join(name), text).expect("it is our own");
     }
+}
+
+/// Gives a file this content, in one step.
+pub(crate) fn replace(file: &Path, text: &str) {
+    let new = file.with_extension("new");
+    fs::write(&new, text).expect("it is our own");
+    fs::rename(&new, file).expect("it is our own");
 }
 
 impl Drop for Folder {

@@ -2,8 +2,11 @@
 //! The client gets a proper answer or a broken one, and nobody gets another one's bytes.
 
 use crate::backend::{Backend, Gate, Then};
-use crate::proxy::{Proxy, Runtime, on_every_runtime};
-use crate::wire::{End, LAST_CHUNK, STREAM_HEAD, assert_bytes, chat, chunk, framed, get, ok, post};
+use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
+use crate::sockets::await_arrival;
+use crate::wire::{
+    End, LAST_CHUNK, STREAM_HEAD, assert_bytes, chat, chunk, framed, get, header, ok, post, status,
+};
 use std::time::{Duration, Instant};
 
 /// Sends these bytes as its answer, and keeps the connection.
@@ -55,7 +58,6 @@ fn nonsense_is_a_bad_gateway(runtime: Runtime) {
     let mut wrong = Vec::new();
     for (name, _) in &cases {
         let mut client = proxy.client();
-        client.stream().set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         client.send(chat(name));
         let mut answer = client.answer();
         while answer.as_ref().is_ok_and(|answer| answer.status() < 200) {
@@ -159,6 +161,7 @@ fn bytes_that_nobody_asked_for_are_nobodys_answer(runtime: Runtime) {
         if asked.number % 2 == 0 {
             let _ = gone.lock().unwrap().recv_timeout(crate::wire::PATIENCE);
             let _ = wire.try_send(ok("stolen"));
+            await_arrival(wire.stream());
             let _ = done.send(());
         }
         Then::Keep
@@ -186,6 +189,7 @@ fn an_answer_before_the_request_is_whole_passes(runtime: Runtime) {
                 return Then::Keep;
             }
             wire.send(&answer);
+            await_arrival(wire.stream());
             if then == Then::Keep && wire.request_with(asked.head).is_err() {
                 return Then::Close;
             }
@@ -198,7 +202,7 @@ fn an_answer_before_the_request_is_whole_passes(runtime: Runtime) {
         let answer = client.answer().unwrap_or_else(|end| panic!("{then:?}: {end:?}"));
         println!("413 during the upload, {then:?}: passed after {:?}", start.elapsed());
         if then == Then::Reset {
-            // It may overtake the answer on its way to the proxy.
+            // It may be seen before the answer is read.
             assert!(matches!(answer.status(), 413 | 502), "{answer:?}");
         } else {
             assert_bytes(&answer.raw, &refusal);
@@ -230,22 +234,31 @@ fn silence_is_a_gateway_timeout(runtime: Runtime) {
     let options = ["--policy", "round-robin", "--http-timeout", "0.02"];
     let proxy = Proxy::with(runtime, &options, &[&quiet, &half, &begun, &other]);
     let start = Instant::now();
-    let mut clients: Vec<_> = ["quiet", "half", "begun"]
-        .into_iter()
-        .map(|name| {
-            let client = proxy.client();
-            client.send(chat(name));
-            (name, client)
-        })
-        .collect();
-    for (name, client) in &mut clients[..2] {
+    let mut clients = ["quiet", "half"].map(|name| {
+        let client = proxy.client();
+        client.send(chat(name));
+        (name, client)
+    });
+    let mut begins = proxy.client();
+    // A backend that is late with its first word is as silent as the others.
+    eventually("a stream begins", || {
+        begins.send(chat("begun"));
+        let head = begins.head().unwrap();
+        let is_late = status(&head) == 504;
+        if is_late {
+            let length = header(&head, "content-length").unwrap().parse().unwrap();
+            begins.exactly(length).unwrap();
+        }
+        !is_late
+    });
+    for (name, client) in &mut clients {
         let answer = client.answer().unwrap();
         assert_eq!(answer.status(), 504, "{name}: {answer:?}");
         assert!(start.elapsed().as_millis() >= 1_200, "{name}: {:?}", start.elapsed());
         client.send(get("/version"));
         assert_eq!(client.answer().unwrap().status(), 200, "{name}");
     }
-    let (seen, end) = clients[2].1.rest();
+    let (seen, end) = begins.rest();
     assert!(!seen.ends_with(LAST_CHUNK) && end != End::Silent, "{end:?} {}", seen.escape_ascii());
     println!("1.2 s of silence end after {:?}", start.elapsed());
     // Never retried, never counted against anybody's health.
@@ -259,19 +272,23 @@ fn a_trickle_is_no_silence(runtime: Runtime) {
     let ticks = std::sync::Mutex::new(ticks);
     let backend = Backend::scripted(&["m"], move |wire, asked| {
         wire.request_with(asked.head).unwrap();
-        wire.send(STREAM_HEAD);
+        let ticks = ticks.lock().unwrap();
+        let mut sent = wire.try_send(STREAM_HEAD);
         for _ in 0..8 {
             // Nobody sends: this is the pace of a slow model.
-            let _ = ticks.lock().unwrap().recv_timeout(Duration::from_millis(250));
-            wire.send(chunk("data: 1\n\n"));
+            let _ = ticks.recv_timeout(Duration::from_millis(250));
+            sent = sent.and_then(|()| wire.try_send(chunk("data: 1\n\n")));
         }
-        wire.send(LAST_CHUNK);
-        Then::Keep
+        sent.and_then(|()| wire.try_send(LAST_CHUNK)).map_or(Then::Close, |()| Then::Keep)
     });
     let proxy = Proxy::with(runtime, &["--http-timeout", "0.02"], &[&backend]);
-    let mut client = proxy.client();
-    client.send(chat("m"));
-    assert_eq!(client.answer().unwrap().body, b"data: 1\n\n".repeat(8));
+    let passes = || {
+        let mut client = proxy.client();
+        client.send(chat("m"));
+        client.answer().is_ok_and(|answer| answer.body == b"data: 1\n\n".repeat(8))
+    };
+    // Where this machine is busy, the backend may once be silent for as long as the limit.
+    assert!((0..10).any(|_| passes()), "it ends: {}", proxy.told());
     drop(tick);
 }
 

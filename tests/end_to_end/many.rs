@@ -1,10 +1,16 @@
 //! Many connections: those that do nothing are in nobody's way.
 
 use crate::backend::Backend;
-use crate::proxy::{Proxy, Runtime, on_every_runtime};
-use crate::wire::{assert_bytes, chat, get, ok, post};
+use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
+use crate::wire::{End, assert_bytes, chat, get, ok, post};
 use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a client may take to send a request's head.
+const HEAD_LIMIT: Duration = Duration::from_secs(60);
+
+/// How often a thread says that accepting pauses, at most.
+const WARN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Raises this process's limit as far as it goes; whether so many descriptors are to be had.
 fn descriptors(wanted: u64) -> bool {
@@ -28,6 +34,7 @@ fn two_thousand_idle_connections_are_in_nobodys_way(runtime: Runtime) {
     let before = proxy.resident_kib();
     let mut idle = Vec::new();
     for number in 0..IDLE {
+        let born = Instant::now();
         let mut client = proxy.client();
         match number % 3 {
             // Says nothing, has said half a head, or has been answered.
@@ -38,7 +45,7 @@ fn two_thousand_idle_connections_are_in_nobodys_way(runtime: Runtime) {
                 assert_bytes(&client.answer().unwrap().raw, &ok("hi"));
             }
         }
-        idle.push(client);
+        idle.push((client, born));
     }
     // All of them are accepted before what follows is.
     let start = Instant::now();
@@ -52,14 +59,16 @@ fn two_thousand_idle_connections_are_in_nobodys_way(runtime: Runtime) {
         grown as f64 / IDLE as f64
     );
     // None of them was forgotten.
-    for (number, client) in idle.iter_mut().enumerate() {
-        if number % 3 == 1 {
-            client.send("st: a\r\nContent-Length: 0\r\n\r\n");
-        } else {
-            client.send(get("/version"));
-        }
-        let status = client.answer().unwrap_or_else(|end| panic!("{number}: {end:?}")).status();
-        assert_eq!(status, 200, "{number}");
+    for (number, (client, born)) in idle.iter_mut().enumerate() {
+        let sent = client.try_send(match number % 3 {
+            1 => b"st: a\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            _ => get("/version"),
+        });
+        let answer = sent.map_err(|_| End::Reset).and_then(|()| client.answer());
+        // Where so many take longer than any may be idle, they were told to go.
+        let in_time = born.elapsed() < HEAD_LIMIT;
+        let is_well = answer.as_ref().is_ok_and(|answer| answer.status() == 200);
+        assert!(is_well || !in_time, "{number}: {answer:?} after {:?}", born.elapsed());
     }
 }
 
@@ -77,7 +86,7 @@ fn connections_come_and_go(runtime: Runtime) {
         }
     });
     // What is left are idle connections to the backend, at most one a request at a time.
-    crate::proxy::eventually("descriptors are given back", || proxy.descriptors() <= before + 20);
+    eventually("descriptors are given back", || proxy.descriptors() <= before + 20);
 }
 
 fn without_descriptors_accepting_pauses(runtime: Runtime) {
@@ -86,6 +95,7 @@ fn without_descriptors_accepting_pauses(runtime: Runtime) {
     let mut first = proxy.client();
     first.send(chat("m"));
     assert_bytes(&first.answer().unwrap().raw, &ok("hi"));
+    let (before, start) = (proxy.descriptors(), Instant::now());
     let limit = Rlimit { current: Some(64), maximum: Some(64) };
     prlimit(Some(proxy.pid()), Resource::Nofile, limit).expect("it is our child");
     let mut clients: Vec<_> = (0..100).map(|_| proxy.client()).collect();
@@ -100,16 +110,20 @@ fn without_descriptors_accepting_pauses(runtime: Runtime) {
         let answer = first.answer().unwrap();
         assert!(matches!(answer.status(), 200 | 502 | 503), "{answer:?}");
     }
-    assert_eq!(proxy.entries("backend is suspect"), 0, "{}", proxy.told());
-    assert_eq!(proxy.entries("backend is down"), 0, "{}", proxy.told());
+    // Probes want descriptors, too, and three in a row that have none are silence like any other:
+    // that takes more than twice the 4 s between two of them.
+    let suspicions = proxy.entries("backend is suspect") + proxy.entries("backend is down");
+    assert!(suspicions == 0 || start.elapsed() > Duration::from_secs(8), "{}", proxy.told());
     // Those who waited come in as others leave, and each of the two threads said it once.
     let last = clients.split_off(80);
     drop(clients);
+    eventually("those who left are gone", || proxy.descriptors() <= before + last.len() + 2);
     for mut client in last {
         client.send(chat("m"));
-        assert_eq!(client.answer().unwrap().status(), 200);
+        assert_eq!(client.answer().unwrap().status(), 200, "{}", proxy.told());
     }
-    assert!(proxy.entries("accepting pauses") <= 2, "{}", proxy.told());
+    let times = 1 + start.elapsed().as_secs() / WARN_AGAIN.as_secs();
+    assert!(proxy.entries("accepting pauses") as u64 <= 2 * times, "{}", proxy.told());
 }
 
 on_every_runtime![

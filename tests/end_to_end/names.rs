@@ -4,7 +4,7 @@
 //! glibc takes its name server from `/etc/resolv.conf` and its port is 53, so each test runs once
 //! more by itself, as root of namespaces that end with it (`unshare` and `mount` of util-linux).
 
-use crate::folder::Folder;
+use crate::folder::{Folder, replace};
 use crate::proxy::Runtime;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::collections::BTreeMap;
@@ -57,7 +57,8 @@ pub(crate) fn inside(test: &str, runtime: Runtime, body: impl FnOnce(&Names)) {
         return;
     }
     let etc = Folder::new();
-    etc.write("resolv.conf", "nameserver 127.0.0.1\noptions timeout:2 attempts:1\n");
+    // A name server that is late is none: it is this process, which may be held up.
+    etc.write("resolv.conf", "nameserver 127.0.0.1\noptions timeout:5 attempts:1\n");
     etc.write("nsswitch.conf", "hosts: files dns\n");
     etc.write("hosts", "127.0.0.1 localhost\n");
     let case = match runtime {
@@ -154,9 +155,9 @@ impl Names {
         lock(&self.known).asked.get(name).copied().unwrap_or_default()
     }
 
-    /// Writes a file of `/etc`, in place.
+    /// Writes a file of `/etc`, in one step.
     pub(crate) fn write(&self, file: &str, text: &str) {
-        std::fs::write(self.etc.join(file), text).unwrap();
+        replace(&self.etc.join(file), text);
     }
 }
 

@@ -114,16 +114,21 @@ impl Proxy {
 
     /// Waits until it listens, and remembers where.
     pub(crate) fn await_listening(&mut self) {
+        if !self.listens() {
+            let why = if self.log.lock().ended { self.stderr() } else { String::new() };
+            panic!("it does not listen: {}\n{why}", self.told())
+        }
+    }
+
+    /// Waits until it listens, and remembers where, or has ended.
+    pub(crate) fn listens(&mut self) -> bool {
         let deadline = Instant::now() + PATIENCE;
         let entries = self.log.wait(deadline, |log| log.ended || find(log, "listening").is_some());
         let address = find(&entries, "listening")
             .and_then(|entry| entry["values"]["address"].as_str()?.parse().ok());
         drop(entries);
-        let Some(address) = address else {
-            let why = if self.log.lock().ended { self.stderr() } else { String::new() };
-            panic!("it does not listen: {}\n{why}", self.told())
-        };
-        self.address = address;
+        self.address = address.unwrap_or(self.address);
+        address.is_some()
     }
 
     /// As it is, whatever comes of it.
@@ -271,13 +276,17 @@ impl Proxy {
         fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs").count()
     }
 
-    /// Memory in use, in KiB.
+    /// Memory in use, in KiB: its own, wherever that is. How much of the program itself is in
+    /// memory is the kernel's choice.
     pub(crate) fn resident_kib(&self) -> u64 {
         let path = format!("/proc/{}/status", self.child.id());
         let status = fs::read_to_string(path).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-        let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
-        kib.expect("Linux says it")
+        let kib = |name: &str| -> u64 {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|rest| rest.trim().strip_suffix("kB")?.trim().parse().ok());
+            kib.unwrap_or_else(|| panic!("no {name} in {status}"))
+        };
+        kib("RssAnon:") + kib("VmSwap:")
     }
 
     pub(crate) fn terminate(&self) {
@@ -346,7 +355,7 @@ fn find<'a>(log: &'a Entries, message: &str) -> Option<&'a serde_json::Value> {
 pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !is_so() {
-        assert!(start.elapsed() < PATIENCE, "never: {what}");
+        assert!(start.elapsed() < PATIENCE, "never within {PATIENCE:?}: {what}");
         thread::sleep(Duration::from_millis(2));
     }
     start.elapsed()

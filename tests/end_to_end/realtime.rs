@@ -142,7 +142,8 @@ fn a_server_that_is_gone_ends_it(runtime: Runtime) {
     hears(&mut socket);
     b.stop();
     socket.send(update("b")).unwrap();
-    assert!(hears(&mut socket).contains("No backend of the model `b` is up."));
+    let said = hears(&mut socket);
+    assert!(said.contains("No backend of the model `b` is up."), "{said}");
     let Message::Close(Some(frame)) = socket.read().unwrap() else { panic!("not closed") };
     assert_eq!(frame.code, CloseCode::Error);
 }

@@ -3,6 +3,7 @@
 //! Owns the process and its faults. Talks to it without a client library, so as to be a witness of
 //! its own. Knows nothing of proxies.
 
+use super::patience::PATIENCE;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -11,9 +12,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
-
-/// How long a server may take to start or to answer.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A `redis-server` that keeps nothing on disk and ends with this value.
 #[derive(Debug)]
@@ -58,13 +56,25 @@ impl RedisServer {
         let child = command.spawn().expect("redis-server is installed (Debian: redis-server)");
         self.child = Some(child);
         let end = Instant::now() + PATIENCE;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        // It answers when it listens wherever it is to listen, and not before. It is done with
+        // whoever asked when it closes.
+        while !self.says_goodbye().is_ok_and(|said| !said.is_empty()) {
             let child = self.child.as_mut().expect("it was just started");
             let ended = child.try_wait().expect("it is a child of ours");
             assert!(ended.is_none(), "redis-server ended with {ended:?}");
-            assert!(Instant::now() < end, "redis-server does not listen");
+            assert!(Instant::now() < end, "redis-server does not answer");
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// What it says to who comes and goes.
+    fn says_goodbye(&self) -> io::Result<Vec<u8>> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.port))?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.write_all(b"*1\r\n$4\r\nPING\r\n")?;
+        stream.shutdown(Shutdown::Write)?;
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).map(|_| said)
     }
 
     /// Kills it, as by `kill -9`.

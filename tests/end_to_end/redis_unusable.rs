@@ -17,9 +17,13 @@ use std::time::{Duration, Instant};
 /// How long nothing must happen.
 const QUIET: Duration = Duration::from_secs(4);
 
-/// Processor time of the threads that look for Redis, in each second: they try once a second, and
-/// this is no optimised build.
-const TICKS_A_SECOND: u64 = 5;
+/// How soon another reason for the same trouble may be logged.
+const REASON_GAP: Duration = Duration::from_secs(60);
+
+/// Processor time of the threads that look for Redis, in each second: they try once a second, this
+/// is no optimised build, and who runs when the clock ticks may be charged for others. One that
+/// never rests takes four times as much.
+const TICKS_A_SECOND: u64 = 25;
 
 /// Somebody who listens there, and what he does with each connection.
 fn somebody(meets: fn(&mut TcpStream) -> io::Result<()>) -> u16 {
@@ -109,7 +113,7 @@ impl Place {
 /// has all of its words, and answers meanwhile; and then nothing follows.
 #[track_caller]
 fn assert_told_and_quiet(runtime: Runtime, places: &[Place]) {
-    let backend = holding("a");
+    let (backend, begun) = (holding("a"), Instant::now());
     let mut proxies: Vec<_> = places.iter().map(|place| place.start(runtime, &backend)).collect();
     for (proxy, Place { url, words, .. }) in proxies.iter().zip(places) {
         proxy.await_entries(UNUSABLE, 1);
@@ -118,7 +122,11 @@ fn assert_told_and_quiet(runtime: Runtime, places: &[Place]) {
         for word in *words {
             assert!(logged.contains(word), "{url}: {word} was expected in: {logged}");
         }
-        let is_told = || proxy.status()["redis"]["reason"] == *logged;
+        // What the kernel says of a connection that was closed varies from one to the next.
+        let is_told = || {
+            let said = proxy.status()["redis"]["reason"].as_str().unwrap_or_default().to_owned();
+            words.iter().all(|word| said.contains(word))
+        };
         eventually("the status says the same", is_told);
         assert_eq!(proxy.status()["redis"]["connected"], false);
     }
@@ -142,7 +150,8 @@ fn assert_told_and_quiet(runtime: Runtime, places: &[Place]) {
         let took = ticks(proxy) - ticks_before;
         println!("{url}: {took} ticks in {:?}", start.elapsed());
         assert!(took <= TICKS_A_SECOND * start.elapsed().as_secs(), "{url}: {took} ticks");
-        assert_eq!(lines(proxy), lines_before, "{url}: {}", proxy.told());
+        let more = lines(proxy) - lines_before;
+        assert!(more == 0 || begun.elapsed() > REASON_GAP, "{url}: {}", proxy.told());
     }
     assert_discreet(&mut proxies);
 }

@@ -83,6 +83,8 @@ pub(crate) fn await_well(proxies: &[Proxy]) {
 #[track_caller]
 fn assert_told_once(proxies: &[Proxy]) {
     for proxy in proxies {
+        // What the status says already may still be on its way into the log.
+        proxy.await_entries(HEARD, 1);
         let count = |message| proxy.entries(message);
         let counts = [ALONE, UNUSABLE, HEARD, UNKEPT].map(count);
         assert_eq!(counts, [1, 1, 1, 0], "{}", proxy.told());

@@ -1,5 +1,6 @@
 //! What the kernel knows of connections that neither end tells.
 
+use crate::proxy::eventually;
 use crate::wire::PATIENCE;
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -28,9 +29,29 @@ pub(crate) fn is_connecting_to(address: SocketAddr) -> bool {
 
 /// Whether the proxy has read all that this client sent.
 pub(crate) fn is_received(proxy: SocketAddr, client: &TcpStream) -> bool {
+    const EMPTY: &str = "00000000:00000000";
     let client = client.local_addr().expect("it is connected");
-    let both = of(client).into_iter().filter(|line| line.local == proxy || line.remote == proxy);
-    both.into_iter().all(|line| line.queues == "00000000:00000000")
+    let both_are_empty = || {
+        let lines = of(client);
+        let ends = lines.iter().filter(|line| line.local == proxy || line.remote == proxy);
+        let ends: Vec<_> = ends.collect();
+        ends.len() == 2 && ends.iter().all(|line| line.queues == EMPTY)
+    };
+    // Bytes may pass from the one to the other between their lines, though not twice.
+    both_are_empty() && both_are_empty()
+}
+
+/// Waits until the peer's kernel has all that was sent: from then on it comes before whatever
+/// follows, be that a reset, and before what is sent on other connections. The kernel's table may
+/// be long: this is not for what happens often.
+pub(crate) fn await_arrival(stream: &TcpStream) {
+    let local = stream.local_addr().expect("it is connected");
+    let remote = stream.peer_addr().expect("it is connected");
+    eventually("all that was sent has arrived", || {
+        let own = of(local).into_iter().find(|line| line.local == local && line.remote == remote);
+        // Where it is gone, so is the peer.
+        own.is_none_or(|line| line.queues.starts_with("00000000:"))
+    });
 }
 
 struct Line {

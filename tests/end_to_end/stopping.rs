@@ -5,7 +5,12 @@ use crate::proxy::{Proxy, Runtime, eventually, on_every_runtime};
 use crate::sockets::is_received;
 use crate::wire::{End, LAST_CHUNK, STREAM_HEAD, Wire, assert_bytes, chat, chunk, get, ok, post};
 use std::net::TcpStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+/// How long a connection may be idle.
+const KEEP_ALIVE: Duration = Duration::from_secs(75);
 
 /// Streams one event, and the second when the gate opens; answers all else at once.
 fn streaming(gate: &Gate) -> Backend {
@@ -25,23 +30,17 @@ fn streaming(gate: &Gate) -> Backend {
     })
 }
 
-fn a_drain_finishes_what_is_open(runtime: Runtime) {
-    let gate = Gate::default();
-    let backend = streaming(&gate);
-    let mut proxy = Proxy::with(runtime, &["--drain-grace", "1"], &[&backend]);
-    let mut stream = proxy.client();
-    stream.send(chat("m"));
-    stream.until(b"data: 1\n\n\r\n").unwrap();
+/// Balancers are told, and requests are still taken.
+fn in_its_grace_a_proxy_says_so_and_goes_on(runtime: Runtime) {
+    let backend = Backend::named(&["m"], "hi");
+    let proxy = Proxy::with(runtime, &["--drain-grace", "600"], &[&backend]);
     let mut idle = proxy.client();
     idle.send(get("/docs"));
     assert_eq!(idle.answer().unwrap().header("connection"), None);
-    let mut silent = proxy.client();
     let start = Instant::now();
     proxy.terminate();
     proxy.await_entries("stopping", 1);
-
-    // The grace: balancers are told, and requests are still taken. Each thread hears of it when it
-    // next wakes.
+    // Each thread hears of it when it next wakes.
     let told_to_go = |client: &mut Wire, path: &str, status: u16| {
         client.send(get(path));
         let answer = client.answer().unwrap();
@@ -56,9 +55,20 @@ fn a_drain_finishes_what_is_open(runtime: Runtime) {
     eventually("others are told", || told_to_go(&mut proxy.client(), "/docs", 200));
     eventually("who was there is told", || told_to_go(&mut idle, "/docs", 200));
     println!("all were told after {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert_eq!(proxy.ask(&chat("m")), 200);
+}
 
-    // Behind it: nobody comes in any more, and those without a request are sent away.
+fn a_drain_finishes_what_is_open(runtime: Runtime) {
+    let gate = Gate::default();
+    let backend = streaming(&gate);
+    let mut proxy = Proxy::with(runtime, &["--drain-grace", "1"], &[&backend]);
+    let mut stream = proxy.client();
+    stream.send(chat("m"));
+    stream.until(b"data: 1\n\n\r\n").unwrap();
+    let mut silent = proxy.client();
+    let start = Instant::now();
+    proxy.terminate();
+    // Behind the grace nobody comes in any more, and those without a request are sent away.
     assert_eq!(silent.end(), End::Closed);
     eventually("the port is closed", || TcpStream::connect(proxy.address).is_err());
     println!("the port closed after {:?}", start.elapsed());
@@ -119,20 +129,22 @@ fn a_drain_of_nothing_is_quick(runtime: Runtime) {
     proxy.terminate();
     assert_eq!(proxy.exit(), (Some(0), String::new()));
     println!("ended after {:?}", start.elapsed());
-    assert!(start.elapsed() < Duration::from_secs(2));
+    assert!(start.elapsed() < KEEP_ALIVE, "idle connections were waited for");
     for client in &mut idle {
         assert_eq!(client.end(), End::Closed);
     }
 }
 
 fn requests_during_a_stop_are_answered_or_never_taken(runtime: Runtime) {
+    const CLIENTS: usize = 4;
     let backend = Backend::named(&["m"], "hi");
     let mut proxy = Proxy::with(runtime, &["--drain-grace", "1"], &[&backend]);
-    let address = proxy.address;
-    let clients: Vec<_> = (0..4)
+    let (address, begun) = (proxy.address, Arc::new(AtomicUsize::new(0)));
+    let clients: Vec<_> = (0..CLIENTS)
         .map(|_| {
+            let begun = Arc::clone(&begun);
             std::thread::spawn(move || {
-                let (mut answered, mut reset) = (0, 0);
+                let (mut answered, mut refused) = (0, 0);
                 // Until the port is closed.
                 while let Ok(stream) = TcpStream::connect(address) {
                     let mut client = Wire::new(stream);
@@ -141,29 +153,30 @@ fn requests_during_a_stop_are_answered_or_never_taken(runtime: Runtime) {
                     match client.answer() {
                         Ok(answer) => {
                             assert_bytes(&answer.body, b"hi");
+                            begun.fetch_add(usize::from(answered == 0), Ordering::SeqCst);
                             answered += 1;
                         }
                         Err(end) => {
-                            assert_eq!(end, End::Reset);
-                            reset += 1;
+                            assert_ne!(end, End::Silent);
+                            refused += 1;
                         }
                     }
                 }
-                (answered, reset)
+                (answered, refused)
             })
         })
         .collect();
+    eventually("all of them are answered", || begun.load(Ordering::SeqCst) == CLIENTS);
     proxy.terminate();
     let counts: Vec<(usize, usize)> =
         clients.into_iter().map(|client| client.join().unwrap()).collect();
-    println!("answered during the grace, and reset behind it: {counts:?}");
-    assert!(counts.iter().all(|(answered, _)| *answered > 0));
+    println!("answered before its end, and not let in at it: {counts:?}");
     // Nobody was taken in and then let down.
-    let (answered, reset) = counts.iter().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+    let answered: usize = counts.iter().map(|(answered, _)| answered).sum();
     assert_eq!(backend.requests(), answered);
-    // A connection that the kernel makes between the last accept and the close of the port is
-    // reset by it, now and then on a machine that is busy. More than that would be our doing.
-    assert!(reset <= 1, "{reset} were reset");
+    // A connection that the kernel makes between the last accept of a thread and the close of its
+    // port is reset by it, and each client has one at a time. More would be our doing.
+    assert!(counts.iter().all(|(_, refused)| *refused <= 2), "{counts:?}");
     assert_eq!(proxy.exit(), (Some(0), String::new()));
 }
 
@@ -180,8 +193,8 @@ fn a_second_signal_ends_at_once(runtime: Runtime) {
     proxy.terminate();
     let (status, _) = proxy.exit();
     println!("cut short after {:?}", start.elapsed());
+    // A drain would have gone on for as long as the stream, and have ended well.
     assert_eq!(status, Some(1));
-    assert!(start.elapsed() < Duration::from_secs(1));
     assert_ne!(stream.end(), End::Silent);
     gate.open();
 }
@@ -229,6 +242,7 @@ fn requests_wait_for_the_first_probes(runtime: Runtime) {
 }
 
 on_every_runtime![
+    in_its_grace_a_proxy_says_so_and_goes_on,
     a_drain_finishes_what_is_open,
     a_drain_waits_for_an_upload,
     a_drain_ends_at_its_limit,

@@ -215,7 +215,9 @@ fn a_reset_of_either_side_ends_the_other(runtime: Runtime) {
             wire.send(b"bye");
             return Then::Reset;
         }
+        // It may be reset before what it said is read: it waits until it was heard.
         wire.until(b"hello").unwrap();
+        wire.send(b"you");
         sender.send(wire.end()).unwrap();
         Then::Close
     });
@@ -224,8 +226,9 @@ fn a_reset_of_either_side_ends_the_other(runtime: Runtime) {
     let (rest, end) = client.rest();
     assert!(b"bye".starts_with(&rest[..]), "{}", rest.escape_ascii());
     assert_ne!(end, End::Silent);
-    let client = open(&proxy);
+    let mut client = open(&proxy);
     client.send(b"hello");
+    assert_bytes(&client.exactly(3).unwrap(), b"you");
     client.reset();
     assert_ne!(heard.recv_timeout(PATIENCE).unwrap(), End::Silent);
 }
@@ -348,21 +351,27 @@ fn a_stop_leaves_it_open_for_as_long_as_it_may(runtime: Runtime) {
         }
         Then::Close
     });
-    let options = ["--drain-grace", "0", "--drain-timeout", "2"];
-    let mut proxy = Proxy::with(runtime, &options, &[&backend]);
-    let mut client = open(&proxy);
-    let mut idle = proxy.client();
-    idle.send(get("/version"));
-    idle.answer().unwrap();
-    let start = Instant::now();
-    proxy.terminate();
-    proxy.await_entries("stopping", 1);
-    assert_eq!(idle.end(), End::Closed);
-    client.send(b"ping");
-    assert_bytes(&client.exactly(4).unwrap(), b"ping");
-    assert_ne!(client.end(), End::Silent);
-    assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
-    assert_eq!(proxy.exit().0, Some(0));
+    // It goes on for as long as a stop may take, and ends then.
+    for (seconds, goes_on) in [("600", true), ("1", false)] {
+        let options = ["--drain-grace", "0", "--drain-timeout", seconds];
+        let mut proxy = Proxy::with(runtime, &options, &[&backend]);
+        let mut client = open(&proxy);
+        let mut idle = proxy.client();
+        idle.send(get("/version"));
+        idle.answer().unwrap();
+        let start = Instant::now();
+        proxy.terminate();
+        proxy.await_entries("stopping", 1);
+        assert_eq!(idle.end(), End::Closed);
+        if goes_on {
+            client.send(b"ping");
+            assert_bytes(&client.exactly(4).unwrap(), b"ping");
+            continue;
+        }
+        assert_ne!(client.end(), End::Silent);
+        assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+        assert_eq!(proxy.exit().0, Some(0));
+    }
 }
 
 fn nothing_is_left_of_many(runtime: Runtime) {

@@ -110,11 +110,12 @@ fn an_emptied_file_is_obeyed(runtime: Runtime) {
     folder.write("list", &lines(&[&a]));
     let proxy = over(runtime, &folder.file("list"), &[]);
     await_states(&proxy, &[&a]);
-    folder.write("list", "# nobody for now\n");
+    // In place, so that it may be seen empty, which is no other than this.
+    folder.write_in_place("list", "# nobody for now\n");
     proxy.await_entries("no upstream is left", 1);
     proxy.await_entries("backend forgotten", 1);
     assert_eq!(ask(&proxy, "m").status(), 503);
-    folder.write("list", &lines(&[&a]));
+    folder.write_in_place("list", &lines(&[&a]));
     await_states(&proxy, &[&a]);
     assert_eq!(ask(&proxy, "m").text(), "a");
 }

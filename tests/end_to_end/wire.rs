@@ -3,14 +3,15 @@
 //! Knows just enough of HTTP/1.1 to find where a message ends, and forgives nothing: what is not
 //! there within [`PATIENCE`] fails the test. Independent of the proxy's own codec on purpose.
 
-use socket2::SockRef;
+pub(crate) use crate::patience::PATIENCE;
+use socket2::{SockRef, TcpKeepalive};
 use std::fmt::{self, Write as _};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// The longest silence, for machines that build something else at the same time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// How often the kernel asks a silent peer whether it is still there.
+const ASK: Duration = Duration::from_secs(5);
 
 /// How a peer's bytes end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,6 +46,10 @@ impl Wire {
         stream.set_read_timeout(Some(PATIENCE)).expect("a limit that is not zero");
         stream.set_write_timeout(Some(PATIENCE)).expect("a limit that is not zero");
         stream.set_nodelay(true).expect("TCP has it");
+        // Loopback loses packets, too, where this machine has more of them than it can look at. All
+        // but a reset are sent again; who misses one learns of it when it asks.
+        let often = TcpKeepalive::new().with_time(ASK).with_interval(ASK);
+        SockRef::from(&stream).set_tcp_keepalive(&often).expect("TCP has it");
         Self { stream, ahead: Vec::new() }
     }
 
