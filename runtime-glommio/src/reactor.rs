@@ -267,8 +267,8 @@ impl Reactor {
     }
 
     /// A connection is lost as far as its writer knows. A receive that goes on may never be told:
-    /// with Linux 6.18 one in 60,000 connections was found so that were reset right behind an answer
-    /// and watched for room as well. One that is asked for anew meets what is left of it.
+    /// with Linux 6.18 one in 60,000 connections was found so that were reset right behind an
+    /// answer and watched for room as well. One that is asked for anew meets what is left of it.
     fn receive_anew(&self, line: &Line) {
         self.stop_receiving(line);
     }
