@@ -5,6 +5,7 @@ use vllm_proxy_core::fleet::{Address, BackendSpec, Labels};
 use vllm_proxy_core::wire::body::Framing;
 use vllm_proxy_core::wire::forward::{self, ClientFraming};
 use vllm_proxy_core::wire::head::{HeadEnd, header_room, parse_request, parse_response};
+use vllm_proxy_core::wire::way::Says;
 
 /// Nothing panics, the end of a head is found wherever it is cut, and a head that is sent on is
 /// read again as it was meant: same framing, nothing hidden, and no change by a second hop.
@@ -51,7 +52,7 @@ fn request(bytes: &[u8]) {
 fn answered(bytes: &[u8], to_head: bool) -> Option<(Vec<u8>, Framing, u16)> {
     let passed = parse_response(bytes, to_head, |head| {
         let mut out = Vec::new();
-        forward::response(&mut out, &head, ClientFraming::AsIs, false, false, None);
+        forward::response(&mut out, &head, ClientFraming::AsIs, false, false, Says::Backend);
         (out, head.framing, head.status)
     });
     passed.ok()
